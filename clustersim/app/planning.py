@@ -1,0 +1,201 @@
+"""`plan` and `simulate`: the commands that decide and predict. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clustersim.app import screen
+from clustersim.errors import InputError
+
+if TYPE_CHECKING:
+    from clustersim.plan import Plan
+    from clustersim.scenario import Question
+    from clustersim.simulate.simulate import Simulated
+    from clustersim.timeline import Timeline
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    app.command("plan")(plan_command)
+    app.command("simulate")(simulate_command)
+
+
+def plan_command(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a built-in scenario.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the plan goes; default: <scenario>.plan.json here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and write no file unasked.")] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of the best layouts to show.")] = 5,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write the best layout's Chrome trace here (ui.perfetto.dev).")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the best of each family here (.svg, .png).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes that simulate; default: one a core.")
+    ] = None,
+) -> None:
+    """Find the layout that trains a model fastest (or cheapest) on a cluster, and say why."""
+    from clustersim import files
+    from clustersim.scenario import load_scenario
+    from clustersim.search.search import make_plan
+
+    question = load_scenario(scenario)
+    found = make_plan(question, progress=screen.progress(), workers=workers)
+    saved = _save_plan(found, scenario, output, unasked=not as_json)
+    if trace is not None:
+        _, timeline = simulated(found, question)
+        write_trace(trace, timeline)
+    if picture is not None:
+        from clustersim.report import drawing, plan_picture
+
+        drawing.write(plan_picture.picture(found), picture)
+    if as_json:
+        screen.show_json(files.plain(found))
+        return
+    from clustersim.report.plan_screen import plan_screen
+
+    screen.show(plan_screen(found, top=top, saved=saved))
+
+
+def _save_plan(found: Plan, scenario: str, output: Path | None, *, unasked: bool) -> Path | None:
+    """Where the plan was written. Nobody asked for the default file: a folder without write access is no error."""
+    from clustersim import files
+
+    if output is not None:
+        files.save(found, output if output.suffix else output.with_suffix(".json"))
+        return output
+    if not unasked:
+        return None
+    default = Path(f"{Path(scenario).stem}.plan.json")
+    try:
+        files.save(found, default)
+    except InputError:
+        return None
+    return default
+
+
+def simulate_command(
+    what: Annotated[
+        str, typer.Argument(metavar="SCENARIO|PLAN", help="A plan.json, a scenario file, or a built-in scenario.")
+    ],
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps to simulate.")] = 1,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write a Chrome trace here (open it in ui.perfetto.dev).")
+    ] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold/--no-fold", help="One class for ranks that behave alike, or every rank by itself.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Simulate one layout: that of a plan, or the best of a scenario; where its time goes, link by link."""
+    from clustersim.report.simulate_screen import simulate_screen
+
+    found, question = plan_or_scenario(what)
+    result, timeline = simulated(found, question, steps=steps, fold=fold)
+    if trace is not None:
+        write_trace(trace, timeline)
+    if as_json:
+        screen.show_json(_document(found, result, timeline))
+        return
+    name = found.scenario.name
+    screen.show(simulate_screen(name, found.layout, found.workload.training, result, timeline))
+    if trace is not None:
+        screen.show(f"\nTrace written to {trace}; open it in ui.perfetto.dev")
+
+
+def _document(found: Plan, result: Simulated, timeline: Timeline) -> dict[str, Any]:
+    from clustersim import files
+    from clustersim.report.timeline_text import stretches
+
+    return {
+        "schema_version": 1,
+        "scenario": found.scenario.name,
+        "layout": files.plain(found.layout),
+        "steps": result.steps,
+        "step_s": result.step_s,
+        "tokens_per_s": found.workload.training.tokens_per_step / result.step_s,
+        "classes": result.classes,
+        "events": result.events,
+        "links": [
+            {
+                "kind": use.kind, "count": use.count, "bytes_per_link": use.bytes_per_link,
+                "capacity_bytes_per_s": use.capacity_bytes_per_s, "utilisation": use.utilisation,
+            }
+            for use in result.links
+            if use.bytes_per_link > 0.0
+        ],
+        "critical_path": [
+            {
+                "what": row.what, "where": row.where, "start_s": row.start_s, "busy_s": row.busy_s,
+                "waited_s": row.waited_s, "spans": row.spans,
+            }
+            for row in stretches(timeline)
+        ],
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- shared by several commands
+
+
+def load_plan(path: Path | str) -> Plan:
+    """The plan at `path`; InputError, one line, where it is none."""
+    from clustersim import files
+    from clustersim.plan import Plan
+
+    plan: Plan = files.load(Plan, path)
+    return plan
+
+
+def plan_or_scenario(what: str) -> tuple[Plan, Question]:
+    """A plan from its file, or made of a scenario."""
+    from clustersim import files
+    from clustersim.plan import Plan
+    from clustersim.scenario import load_scenario, question
+    from clustersim.search.search import make_plan
+
+    if what.endswith(".json"):
+        tree, places = files.read_tree(Path(what))
+        if isinstance(tree, dict) and "program_digest" in tree:
+            found: Plan = files.validated(Plan, tree, what, places)
+            return found, question_of(found)
+        asked = question(tree, what, places)
+    else:
+        asked = load_scenario(what)
+    return make_plan(asked, progress=screen.progress()), asked
+
+
+def question_of(plan: Plan) -> Question:
+    """The plan's scenario with today's profiles; tells on stderr which of them changed since."""
+    from clustersim.scenario import resolve
+
+    found = resolve(plan.scenario, name="the plan's scenario")
+    changed = sorted(name for name, digest in plan.digests.items() if found.digests.get(name, digest) != digest)
+    if changed:
+        screen.progress()(f"changed since the plan was made, so that predictions differ: {', '.join(changed)}")
+    return found
+
+
+def simulated(plan: Plan, question: Question, *, steps: int = 1, fold: bool = True) -> tuple[Simulated, Timeline]:
+    """The plan's layout on its cluster, simulated."""
+    from clustersim.program.lower import lower
+    from clustersim.simulate.simulate import simulate
+
+    program = lower(plan.workload, plan.layout, plan.framework, plan.machines.devices_per_node)
+    result = simulate(program, question.cluster, plan.framework, steps=steps, fold=fold)
+    return result, result.timeline()
+
+
+def write_trace(path: Path, *timelines: Timeline) -> None:
+    """Write timelines as one Chrome trace; whole or not at all."""
+    import json
+
+    from clustersim import files
+    from clustersim.timeline import chrome_trace
+
+    files.write_text(path, json.dumps(chrome_trace(*timelines), separators=(",", ":")))

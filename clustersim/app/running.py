@@ -1,0 +1,154 @@
+"""`run`, `compare` and `calibrate`: a plan on real devices, and what that says about the prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clustersim.app import planning, screen
+from clustersim.errors import InputError, ToleranceExceeded, UsageError
+
+if TYPE_CHECKING:
+    from clustersim.compare import Comparison, Run
+    from clustersim.plan import Plan
+    from clustersim.timeline import Timeline
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    app.command("run")(run_command)
+    app.command("compare")(compare_command)
+    app.command("calibrate")(calibrate_command)
+
+
+def run_command(
+    plan: Annotated[Path, typer.Argument(help="A plan.json for this machine.")],
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.")] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps before the measured ones.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights and the order of the text.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the run goes; default: <plan>.run.json here.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write the measured Chrome trace here (ui.perfetto.dev).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON.")] = False,
+) -> None:
+    """Train a small model for real, as a plan says, on ranks of this machine; and measure every op. Needs torch."""
+    from clustersim import files
+    from clustersim.execute.execute import execute
+    from clustersim.report.run_screen import run_screen
+
+    found = planning.load_plan(plan)
+    measured = execute(found, steps=steps, warmup=warmup, seed=seed, progress=screen.progress())
+    saved = output if output is not None else Path(f"{plan.stem.removesuffix('.plan')}.run.json")
+    files.save(measured, saved)
+    if trace is not None:
+        planning.write_trace(trace, measured.timeline)
+    if as_json:
+        screen.show_json(files.plain(measured))
+        return
+    screen.show(run_screen(found, measured))
+    screen.show(f"\nRun written to {saved}. Next: clustersim compare {plan} {saved}")
+
+
+def compare_command(
+    plan: Annotated[Path, typer.Argument(help="The plan that was run.")],
+    run: Annotated[Path, typer.Argument(help="The run of it.")],
+    tolerance: Annotated[
+        str | None, typer.Option("--tolerance", help="Exit with 6 if the step is further off, e.g. 15%.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write both timelines as one Chrome trace here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare what was predicted of a plan with what a run measured: step, phases, ops."""
+    from clustersim import files
+    from clustersim.report.compare_screen import compare_screen
+    from clustersim.report.figures import signed_percent
+
+    allowed = None if tolerance is None else _fraction(tolerance)
+    found, measured = planning.load_plan(plan), load_run(run)
+    comparison, predicted = compared(found, measured)
+    if trace is not None:
+        planning.write_trace(trace, predicted, measured.timeline)
+    if as_json:
+        screen.show_json(files.plain(comparison))
+    else:
+        screen.show(compare_screen(found.scenario.name, comparison, tolerance=allowed))
+    error = comparison.step.error
+    if allowed is not None and (error is None or abs(error) > allowed):
+        told = "nothing was measured" if error is None else f"the step is off by {signed_percent(error)}"
+        raise ToleranceExceeded(f"{told}, and {tolerance} is allowed; calibrate with this run, or allow more")
+
+
+def calibrate_command(
+    pairs: Annotated[
+        list[Path], typer.Argument(metavar="PLAN RUN [PLAN RUN]...", help="Plans, each followed by a run of it.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where it goes; default: where clustersim finds it again.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
+) -> None:
+    """Fit the constants of a framework on this kind of machine to runs; later plans use them."""
+    from clustersim import files
+    from clustersim.calibrate import calibrate
+    from clustersim.report.run_screen import calibration_screen
+
+    if len(pairs) % 2:
+        raise UsageError(f"{len(pairs)} files; give plans and runs in turn: PLAN RUN PLAN RUN")
+    triples = []
+    for plan_path, run_path in zip(pairs[::2], pairs[1::2], strict=True):
+        plan, run = planning.load_plan(plan_path), load_run(run_path)
+        triples.append((planning.question_of(plan), plan.layout, run))
+    found = calibrate(triples).calibration
+    saved = output or files.user_folder() / "hwprofiles" / "calibrations" / f"{found.name}.yaml"
+    files.save(found, saved)
+    if as_json:
+        screen.show_json(files.plain(found))
+        return
+    screen.show(calibration_screen(found))
+    screen.show(f"\nCalibration written to {saved}; plans for these machines and this framework use it from now on")
+
+
+# --------------------------------------------------------------------------------------- shared by several commands
+
+
+def load_run(path: Path) -> Run:
+    """The run at `path`; InputError, one line, where it is none."""
+    from clustersim import files
+    from clustersim.compare import Run
+
+    run: Run = files.load(Run, path)
+    return run
+
+
+def compared(plan: Plan, run: Run) -> tuple[Comparison, Timeline]:
+    """The plan's layout simulated, joined with a run of it; and the simulated timeline."""
+    from clustersim.compare import compare
+
+    if run.program_digest != plan.program_digest:
+        raise InputError(
+            f"the run is of another program ({run.program_digest[:12]}, not {plan.program_digest[:12]}); "
+            "give the plan that was run"
+        )
+    _, predicted = planning.simulated(plan, planning.question_of(plan))
+    return compare(predicted, run.timeline, step_s=run.step_s), predicted
+
+
+def _fraction(text: str) -> float:
+    """`15%` or `0.15`."""
+    from typing import get_args
+
+    from clustersim.units import Fraction, Quantity
+
+    quantity = get_args(Fraction)[1]
+    assert isinstance(quantity, Quantity)
+    try:
+        return quantity.parse(text)
+    except ValueError as error:
+        raise UsageError(f"--tolerance: {error}") from None

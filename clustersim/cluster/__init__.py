@@ -1,0 +1,1 @@
+"""Where things are: node templates and counts, the fabric, placement of ranks, routes."""

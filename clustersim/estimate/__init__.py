@@ -1,0 +1,1 @@
+"""Closed forms over arrays of layouts."""

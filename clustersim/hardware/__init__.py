@@ -1,0 +1,1 @@
+"""What a device, a link and a framework can do, as measured."""

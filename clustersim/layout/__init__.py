@@ -1,0 +1,1 @@
+"""How the work is divided: the layout types, their space, their memory."""

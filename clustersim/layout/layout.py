@@ -1,0 +1,254 @@
+"""A layout: every choice of how one training step is divided over ranks, with nothing left to decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, assert_never
+
+from clustersim.hardware.kernel import Dtype
+from clustersim.units import FILE, Bytes
+
+Recompute = Literal["none", "selective", "full"]
+Schedule = Literal["gpipe", "1f1b", "interleaved"]
+Algorithm = Literal["ring", "tree", "hierarchical", "halving-doubling"]
+Family = Literal["allreduce", "sharded", "parameter-server"]
+RankOrder = Literal["tp-dp-pp", "tp-pp-dp"]
+ServerPlacement = Literal["dedicated", "colocated", "mixed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """Degrees of parallelism; dp * tp * pp worker ranks. Dedicated servers are processes besides."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    dp: int
+    tp: int
+    pp: int
+
+    def __post_init__(self) -> None:
+        for name in ("dp", "tp", "pp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def workers(self) -> int:
+        """Worker ranks: dp * tp * pp."""
+        return self.dp * self.tp * self.pp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """`boundaries[c]` is the first layer of chunk c, of pp * virtual_stages chunks; chunk c runs on stage c mod pp."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    schedule: Schedule
+    virtual_stages: int
+    boundaries: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.boundaries or self.boundaries[0] != 0 or list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ValueError("boundaries must start at layer 0 and grow")
+        if (self.virtual_stages > 1) != (self.schedule == "interleaved"):
+            raise ValueError("virtual_stages > 1 and schedule: interleaved go together")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Types of the computation, of the gradients that are sent, and of the optimizer's state."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    compute: Dtype
+    gradient: Dtype
+    optimizer: Dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllReduce:
+    """Every rank keeps everything; gradients are summed by an allreduce per bucket."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    kind: Literal["allreduce"] = "allreduce"
+    algorithm: Algorithm
+    bucket_bytes: Bytes
+    overlap: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharded:
+    """ZeRO / FSDP over the data-parallel group: stage 1 shards optimizer state, 2 gradients too, 3 weights too."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    kind: Literal["sharded"] = "sharded"
+    stage: Literal[1, 2, 3]
+    bucket_bytes: Bytes
+    overlap: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bsp:
+    """Bulk-synchronous: the next step waits for every worker's update."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    kind: Literal["bsp"] = "bsp"
+
+
+Consistency = Bsp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterServer:
+    """Workers push gradients to servers and pull weights (or summed gradients) back, each bucket in partitions.
+
+    `dedicated` server hosts and `colocated` servers (spread evenly over the worker ranks' nodes) hold `dedicated_parts`
+    and `colocated_parts` parts each of every bucket; both kinds together is the mixed mode of BytePS (Jiang et al.,
+    OSDI'20), whose shares equalise the NICs. The optimizer steps on the server, which returns weights, or on the
+    worker, to which the server returns summed gradients.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    kind: Literal["parameter-server"] = "parameter-server"
+    dedicated: int
+    colocated: int
+    dedicated_parts: int
+    colocated_parts: int
+    consistency: Consistency
+    bucket_bytes: Bytes
+    partition_bytes: Bytes
+    optimizer_at: Literal["server", "worker"]
+
+    def __post_init__(self) -> None:
+        if self.dedicated + self.colocated < 1:
+            raise ValueError("a parameter server needs dedicated + colocated >= 1 servers")
+        if (self.dedicated == 0) != (self.dedicated_parts == 0):
+            raise ValueError("dedicated servers hold dedicated_parts >= 1 each, and none hold 0")
+        if (self.colocated == 0) != (self.colocated_parts == 0):
+            raise ValueError("colocated servers hold colocated_parts >= 1 each, and none hold 0")
+
+    @property
+    def placement(self) -> ServerPlacement:
+        """Where the servers run."""
+        if self.colocated == 0:
+            return "dedicated"
+        return "mixed" if self.dedicated else "colocated"
+
+    @property
+    def parts(self) -> int:
+        """Parts of all servers together: server j holds its parts / `parts` of every bucket."""
+        return self.dedicated * self.dedicated_parts + self.colocated * self.colocated_parts
+
+
+Scheme = AllReduce | Sharded | ParameterServer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRule:
+    """Which parameters are synchronised how. `reduce_in_node`: ranks of a node sum their gradients first."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    params: Literal["all"] = "all"
+    reduce_in_node: bool
+    scheme: Scheme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """All choices of one step. `order` names the mesh axes from the fastest-varying rank digit to the slowest."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    mesh: Mesh
+    micro_batch: int
+    sequence_parallel: bool
+    pipeline: Pipeline
+    recompute: Recompute
+    precision: Precision
+    order: RankOrder
+    sync: tuple[SyncRule, ...]
+
+    def __post_init__(self) -> None:
+        chunks = self.mesh.pp * self.pipeline.virtual_stages
+        if len(self.pipeline.boundaries) != chunks:
+            raise ValueError(
+                f"boundaries names {len(self.pipeline.boundaries)} chunks, but pp * virtual_stages = {chunks}"
+            )
+        if len(self.sync) != 1:
+            raise ValueError("sync must hold exactly one rule that covers all parameters")
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of the one rule."""
+        return self.sync[0].scheme
+
+    @property
+    def chunks(self) -> int:
+        """Model chunks: pp * virtual stages."""
+        return self.mesh.pp * self.pipeline.virtual_stages
+
+    def micro_batches(self, global_batch: int) -> int:
+        """Micro-batches of one step on one data-parallel rank, the last one possibly smaller."""
+        return -(-global_batch // (self.mesh.dp * self.micro_batch))
+
+    def chunk_layers(self, chunk: int, layers: int) -> range:
+        """The layers of chunk `chunk` of a model of `layers` layers."""
+        ends = (*self.pipeline.boundaries[1:], layers)
+        return range(self.pipeline.boundaries[chunk], ends[chunk])
+
+    def rank(self, stage: int, dp: int, tp: int) -> int:
+        """The worker rank at these mesh coordinates."""
+        mesh = self.mesh
+        if self.order == "tp-dp-pp":
+            return tp + mesh.tp * (dp + mesh.dp * stage)
+        return tp + mesh.tp * (stage + mesh.pp * dp)
+
+    def coordinates(self, rank: int) -> tuple[int, int, int]:
+        """(stage, dp, tp) of a worker rank."""
+        mesh = self.mesh
+        tp, rest = rank % mesh.tp, rank // mesh.tp
+        if self.order == "tp-dp-pp":
+            return rest // mesh.dp, rest % mesh.dp, tp
+        return rest % mesh.pp, rest // mesh.pp, tp
+
+
+def family(scheme: Scheme) -> Family:
+    """The family that a scheme belongs to; the search simulates the best of each."""
+    match scheme:
+        case AllReduce():
+            return "allreduce"
+        case Sharded():
+            return "sharded"
+        case ParameterServer():
+            return "parameter-server"
+        case _:
+            assert_never(scheme)
+
+
+def even_boundaries(layers: int, chunks: int) -> tuple[int, ...]:
+    """First layers of `chunks` chunks as equal as can be, the larger ones first."""
+    base, extra = divmod(layers, chunks)
+    return tuple(index * base + min(index, extra) for index in range(chunks))
+
+
+def describe(layout: Layout) -> str:
+    """A layout in one short line, as the tables show it."""
+    mesh, pipeline = layout.mesh, layout.pipeline
+    parts = [f"dp{mesh.dp} tp{mesh.tp} pp{mesh.pp}", f"mb{layout.micro_batch}"]
+    if pipeline.virtual_stages > 1:
+        parts.append(f"v{pipeline.virtual_stages}")
+    if layout.sequence_parallel:
+        parts.append("sp")
+    if layout.recompute != "none":
+        parts.append(f"{layout.recompute} rc")
+    return f"{' '.join(parts)}, {describe_scheme(layout.scheme)}"
+
+
+def describe_scheme(scheme: Scheme) -> str:
+    """A scheme in a few words."""
+    match scheme:
+        case AllReduce():
+            return f"allreduce {scheme.algorithm}"
+        case Sharded():
+            return f"sharded-{scheme.stage}"
+        case ParameterServer():
+            where = f"{scheme.dedicated} {scheme.placement}" if scheme.dedicated else scheme.placement
+            return f"ps {where}" + (", optimizer at worker" if scheme.optimizer_at == "worker" else "")
+        case _:
+            assert_never(scheme)

@@ -1,0 +1,1 @@
+"""What happens in one step, and in what order: ops, pipeline schedules, gradient synchronisation."""

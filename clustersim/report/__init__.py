@@ -1,0 +1,1 @@
+"""What people see: screens for the terminal and pictures as files."""

@@ -1,0 +1,175 @@
+"""What `clustersim plan` says: one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from clustersim.layout.layout import Family, describe
+from clustersim.plan import Candidate, Counts, Plan, Prediction
+from clustersim.report.figures import counted, percent, signed_percent, supported, with_interval
+from clustersim.units import human_bytes, human_seconds
+
+_FAMILY: dict[Family, str] = {
+    "allreduce": "allreduce", "sharded": "sharded", "parameter-server": "parameter server",
+}  # fmt: skip
+
+
+def plan_screen(plan: Plan, *, top: int = 3, saved: Path | None = None) -> Group:
+    """What was asked, what was looked at, the best few and the best of each family, why, and what to do next."""
+    parts: list[RenderableType] = [asked(plan), Text(looked_at(plan.counts)), Text(), ranking(plan, top), Text()]
+    parts += [_paragraph(line) for line in why(plan)]
+    if plan.levers:
+        parts.append(_paragraph(levers(plan)))
+    if plan.what_if:
+        parts += [Text(), Text("What if", style="bold"), what_ifs(plan)]
+    parts += [Text(), _paragraph(next_steps(plan, saved))]
+    return Group(*parts)
+
+
+def _paragraph(line: str) -> Padding:
+    return Padding(Text(line), (0, 0))
+
+
+def asked(plan: Plan) -> Text:
+    """The question, in two lines."""
+    training, machines = plan.workload.training, plan.machines
+    nodes = " + ".join(f"{count} x {name}" for name, count in machines.nodes.items())
+    servers = ", ".join(f"up to {count} x {name} as servers" for name, count in machines.servers.items() if count)
+    devices = sum(machines.nodes.values()) * machines.devices_per_node
+    noun = {"gpu": "GPUs", "cpu": "CPU ranks"}[machines.device_kind]
+    first = (
+        f"{plan.workload.model.name}, batch {training.global_batch} x {training.sequence} tokens, "
+        f"{training.precision}, {training.optimizer}, {plan.framework.name}"
+    )
+    second = f"{nodes} ({devices} {noun})" + (f", {servers}" if servers else "")
+    goal = {"step_time": "fastest step", "usd": "cheapest token"}[plan.scenario.objective]
+    limits = []
+    if plan.scenario.constraints.memory_headroom:
+        limits.append(f"{plan.scenario.constraints.memory_headroom:.0%} of memory free")
+    if plan.scenario.constraints.deadline_s is not None:
+        limits.append(f"within {human_seconds(plan.scenario.constraints.deadline_s)}")
+    return Text.assemble(
+        (plan.scenario.name, "bold"), f": {first}\n{second}; wanted: {goal}", "; " if limits else "", ", ".join(limits)
+    )
+
+
+def looked_at(counts: Counts) -> str:
+    """How many layouts were legal, fitted, were simulated, and in what time; and why the others did not fit."""
+    line = (
+        f"{counts.legal:,} layouts are legal, {counts.feasible:,} fit ({counts.distinct:,} without bucket sizes), "
+        f"{counts.simulated} simulated, in {human_seconds(counts.wall_s)}"
+    )
+    worst = sorted(counts.infeasible.items(), key=lambda item: -item[1])[:2]
+    told = "; ".join(f"{number:,}: {reason}" for reason, number in worst if number)
+    return f"{line}\nleft out: {told}" if told else line
+
+
+def ranking(plan: Plan, top: int) -> Table:
+    """The best `top` layouts and the best of each family, as a table."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column("layout", overflow="fold", ratio=1)
+    for name in ("step", "to best", "tokens/s", "MFU", "memory", "exposed", "$/1e9 tok"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = list(plan.ranking[:top])
+    least_s = plan.prediction.step_s
+    for number, candidate in enumerate(shown, start=1):
+        table.add_row(str(number), *_row(candidate, least_s), style="bold" if number == 1 else "")
+    others = [best for best in plan.best_of_family if best.layout not in [candidate.layout for candidate in shown]]
+    if others:
+        table.add_section()
+    for best in others:
+        place = next((n for n, other in enumerate(plan.ranking, start=1) if other.layout == best.layout), None)
+        table.add_row(str(place) if place is not None else "-", *_row(best, least_s))
+    return table
+
+
+def _row(candidate: Candidate, best_s: float) -> tuple[str, ...]:
+    # The interval is of the time itself. What two layouts have in common cancels between them, so that their ratio is
+    # known better, and stands beside it.
+    found = candidate.prediction
+    relative = relative_uncertainty(found)
+    price = found.usd_per_billion_tokens
+    sign = "" if found.source == "simulated" else " (estimated)"
+    return (
+        describe(candidate.layout) + sign,
+        with_interval(found.step_s, found.low_s, found.high_s),
+        "" if found.step_s == best_s else signed_percent(found.step_s / best_s - 1.0),
+        counted(float(supported(found.tokens_per_s, relative).replace(",", ""))),
+        percent(found.mfu),
+        human_bytes(found.memory_bytes),
+        human_seconds(found.exposed_communication_s),
+        "-" if price is None else f"${supported(price, relative)}",
+    )
+
+
+def relative_uncertainty(found: Prediction) -> float:
+    """Half the interval of a prediction, over it."""
+    return (found.high_s - found.low_s) / 2.0 / found.step_s if found.step_s > 0.0 else 0.0
+
+
+def why(plan: Plan) -> list[str]:
+    """Why the first of the ranking is first: what limits it, and how it stands against the other families."""
+    best = plan.ranking[0]
+    found = best.prediction
+    shares = ", ".join(
+        f"{name} {percent(seconds / found.step_s)}"
+        for name, seconds in (
+            ("compute", found.compute_s),
+            ("pipeline bubble", found.bubble_s),
+            ("exposed communication", found.exposed_communication_s),
+        )
+    )
+    memory = f"{human_bytes(found.memory_bytes)} on the fullest worker"
+    if found.server_memory_bytes:
+        memory += f", {human_bytes(found.server_memory_bytes)} on the fullest server"
+    lines = [
+        f"Best: {describe(best.layout)}. Its step is {shares}; limited by {best.bottleneck}; {memory}; "
+        f"{percent(found.coverage)} of the kernel time is from measured tables."
+    ]
+    for other in plan.against:
+        crossover = f" {_sentence(other.crossover)}" if other.crossover else ""
+        lines.append(f"{_sentence(other.reason)}{crossover}")
+    return lines
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."
+
+
+def levers(plan: Plan) -> str:
+    """What ten per cent more of each resource buys, best first."""
+    best = sorted(plan.levers, key=lambda lever: -lever.gain)
+    gains = ", ".join(f"{lever.resource} {percent(lever.gain)}" for lever in best[:4])
+    return f"Levers: 10 % more of it shortens the step by: {gains}."
+
+
+def what_ifs(plan: Plan) -> Table:
+    """One line for each what-if entry."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("name")
+    table.add_column("change", overflow="fold", ratio=1)
+    for entry in plan.what_if:
+        table.add_row(entry.name, entry.change)
+    return table
+
+
+def next_steps(plan: Plan, saved: Path | None) -> str:
+    """Where the plan went and what to type next."""
+    if saved is None:
+        return f"Keep it: clustersim plan {plan.scenario.name} -o plan.json"
+    if plan.machines.device_kind == "cpu":
+        return f"Plan written to {saved}. Next: clustersim run {saved}"
+    return f"Plan written to {saved}. Next: clustersim simulate {saved} --trace trace.json (open it in ui.perfetto.dev)"
+
+
+def family_table(candidates: Sequence[Candidate]) -> list[tuple[str, Candidate]]:
+    """Candidates with the words for their family, for pictures."""
+    return [(_FAMILY[candidate.family], candidate) for candidate in candidates]

@@ -1,0 +1,348 @@
+"""A scenario: the question, as a user writes it; resolve() turns it into a cluster, a workload and a framework."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from clustersim import files
+from clustersim.cluster.cluster import Cluster, Fault, Machine, SlowNic, SlowRank
+from clustersim.cluster.fabric import Fabric
+from clustersim.cluster.load import load_fabric, load_node, node_collectives
+from clustersim.cluster.node import Node
+from clustersim.errors import ClustersimError, ScenarioError
+from clustersim.hardware.calibration import find_calibration
+from clustersim.hardware.cost import load_device
+from clustersim.hardware.framework import Framework
+from clustersim.hardware.load import load_framework, load_link
+from clustersim.layout.layout import Algorithm, Family, RankOrder, Recompute, Schedule, ServerPlacement
+from clustersim.units import FILE, Bytes, Fraction, Seconds
+from clustersim.workload.model import Dimensions
+from clustersim.workload.presets import model_of
+from clustersim.workload.training import Training, Workload
+
+T = TypeVar("T")
+
+# `8` nodes, or {count: 8, and overrides of the profile's keys}; server hosts also take a range `0..16`.
+NodeSpec = int | str | dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """The `cluster:` block: node profiles by name with their counts, the fabric, server hosts, faults."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    nodes: dict[str, NodeSpec]
+    fabric: str | Fabric = "one-switch"
+    servers: dict[str, NodeSpec] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutSpec:
+    """The `layout:` block: choices that the user makes; the search makes the others."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    dp: int | None = None
+    tp: int | None = None
+    pp: int | None = None
+    micro_batch: int | None = None
+    sequence_parallel: bool | None = None
+    schedule: Schedule | None = None
+    virtual_stages: int | None = None
+    boundaries: tuple[int, ...] | None = None
+    recompute: Recompute | None = None
+    order: RankOrder | None = None
+    sync: Family | None = None
+    algorithm: Algorithm | None = None
+    sharded_stage: Literal[1, 2, 3] | None = None
+    servers: int | None = None
+    placement: ServerPlacement | None = None
+    optimizer_at: Literal["server", "worker"] | None = None
+    bucket_bytes: Bytes | None = None
+    partition_bytes: Bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpec:
+    """The `search:` block: the families to compare, and how many layouts to simulate."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    sync: tuple[Family, ...] = ("allreduce", "sharded", "parameter-server")
+    simulate: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.sync:
+            raise ValueError("sync must name at least one of allreduce, sharded, parameter-server")
+        if self.simulate < 1:
+            raise ValueError("simulate must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """What a layout must keep: a fraction of device memory free, a step time, a price per step, whole training time."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    memory_headroom: Fraction = 0.0
+    deadline_s: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.memory_headroom < 1.0:
+            raise ValueError("memory_headroom must be at least 0 and less than 1, e.g. 8%")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """The scenario with some keys set: planned again, shown as a difference."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    name: str
+    set: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A scenario file."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    schema_version: Literal[1]
+    name: str
+    model: str | Dimensions
+    training: Training
+    framework: str = "clustersim"
+    cluster: ClusterSpec
+    search: SearchSpec = field(default_factory=SearchSpec)
+    layout: LayoutSpec = field(default_factory=LayoutSpec)
+    objective: Literal["step_time", "usd"] = "step_time"
+    constraints: Constraints = field(default_factory=Constraints)
+    what_if: tuple[WhatIf, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRange:
+    """How many server hosts the search may use: `least` to `most`, of one machine kind."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A scenario with every name looked up: what the search and the interpreters work on."""
+
+    scenario: Scenario
+    cluster: Cluster
+    workload: Workload
+    framework: Framework
+    servers: ServerRange
+    digests: dict[str, str]
+
+
+def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located | None = None) -> Question:
+    """Look up every profile and the model that `scenario` names. Reads profile files; ScenarioError on a bad name.
+
+    Where runs of the framework on these kinds of nodes were calibrated, the framework carries what they found.
+    """
+
+    def wrong(path: tuple[str | int, ...], message: str) -> ScenarioError:
+        return ScenarioError(files.located(name, places or {}, path, message))
+
+    def looked_up(path: tuple[str | int, ...], find: Callable[[], T]) -> T:
+        try:
+            return find()
+        except ClustersimError as error:
+            raise wrong(path, str(error)) from None
+
+    digests: dict[str, str] = {}
+    spec = scenario.cluster
+    if not spec.nodes:
+        raise wrong(("cluster", "nodes"), "names no node; write e.g. {dgx-a100-80g: 4}")
+    workers, servers = [], []
+    for kind in spec.nodes:
+        path = ("cluster", "nodes", kind)
+        machine, low, high = looked_up(path, lambda k=kind: _machine(k, spec.nodes[k], digests))  # type: ignore[misc]
+        if low != high:
+            raise wrong(path, "a range of worker nodes is not searched; write one count")
+        if high < 1:
+            raise wrong(path, f"{high} nodes; write at least 1")
+        if machine.node.devices == 0:
+            raise wrong(path, f"{kind} has no devices and cannot work; write it under servers:")
+        workers.append(machine)
+    if len({machine.node.devices for machine in workers}) > 1:
+        raise wrong(("cluster", "nodes"), "all worker nodes must have the same number of devices")
+    least = 0
+    for kind in spec.servers:
+        path = ("cluster", "servers", kind)
+        machine, least, most = looked_up(path, lambda k=kind: _machine(k, spec.servers[k], digests))  # type: ignore[misc]
+        if most > 0:
+            servers.append(machine)
+    if len(spec.servers) > 1:
+        raise wrong(("cluster", "servers"), "names several kinds of server hosts; write one")
+    fabric = spec.fabric
+    if isinstance(fabric, str):
+        named = fabric
+        fabric = looked_up(("cluster", "fabric"), lambda: load_fabric(named))
+    cluster = Cluster(workers=tuple(workers), servers=tuple(servers), fabric=fabric, faults=spec.faults)
+    for index, fault in enumerate(spec.faults):
+        where = ("cluster", "faults", index)
+        if isinstance(fault, SlowRank) and not 0 <= fault.rank < cluster.devices:
+            raise wrong(where, f"rank {fault.rank} does not exist; the cluster has ranks 0 to {cluster.devices - 1}")
+        if isinstance(fault, SlowNic):
+            if not 0 <= fault.node < cluster.worker_nodes:
+                raise wrong(
+                    where, f"node {fault.node} does not exist; worker nodes are 0 to {cluster.worker_nodes - 1}"
+                )
+            nics = cluster.machine_of(fault.node).node.nic.count
+            if not 0 <= fault.nic < nics:
+                raise wrong(where, f"nic {fault.nic} does not exist; the node has NICs 0 to {nics - 1}")
+            if fault.speed <= 0.0:
+                raise wrong(where, "speed must be more than 0; a card without any cannot train")
+    model = looked_up(("model",), lambda: model_of(scenario.model, sequence=scenario.training.sequence))
+    framework = looked_up(("framework",), lambda: load_framework(scenario.framework))
+    if 0 < model.positions < scenario.training.sequence:
+        raise wrong(
+            ("training", "sequence"),
+            f"{scenario.training.sequence} tokens, but {model.name} has {model.positions} learned positions; "
+            f"write at most {model.positions}",
+        )
+    dtype = scenario.training.precision
+    for machine in workers:
+        assert machine.device is not None
+        if dtype not in machine.device.peak:
+            raise wrong(
+                ("training", "precision"),
+                f"{dtype} on {machine.device.name}: the device has no {dtype}; "
+                f"use one of {', '.join(sorted(machine.device.peak))}",
+            )
+        digests[f"devices/{machine.device.name}"] = files.digest(machine.device)
+    digests[f"frameworks/{framework.name}"] = files.digest(framework)
+    calibration = looked_up(("framework",), lambda: find_calibration(spec.nodes, framework.name))
+    if calibration is not None:
+        digests[f"calibrations/{calibration.name}"] = files.digest(calibration)
+        framework = calibration.applied(framework)
+    return Question(
+        scenario=scenario,
+        cluster=cluster,
+        workload=Workload(model=model, training=scenario.training),
+        framework=framework,
+        servers=ServerRange(least=least, most=sum(machine.count for machine in servers)),
+        digests=dict(sorted(digests.items())),
+    )
+
+
+def _machine(kind: str, given: NodeSpec, digests: dict[str, str]) -> tuple[Machine, int, int]:
+    """The machine of a `nodes:` or `servers:` entry, and its count or range."""
+    overrides: dict[str, Any] = {}
+    count: object = given
+    if isinstance(given, dict):
+        overrides = {key: value for key, value in given.items() if key != "count"}
+        count = given.get("count")
+        if count is None:
+            raise ScenarioError("count is required and missing; write e.g. {count: 4}")
+    low, high = _range(count)
+    node = overridden_node(kind, overrides)
+    digests[f"nodes/{kind}"] = files.digest(node)
+    nic = load_link(node.nic.link)
+    inside = load_link(node.interconnect.link) if node.interconnect is not None else None
+    pcie = load_link(node.pcie) if node.pcie is not None else None
+    for link in (nic, inside, pcie):
+        if link is not None:
+            digests[f"links/{link.name}"] = files.digest(link)
+    machine = Machine(
+        node=node,
+        count=high,
+        device=load_device(node.device) if node.device is not None else None,
+        interconnect=inside,
+        nic=nic,
+        pcie=pcie,
+        collectives=node_collectives(node) if not {"interconnect", "device"} & set(overrides) else None,
+    )
+    return machine, low, high
+
+
+def _range(count: object) -> tuple[int, int]:
+    if isinstance(count, bool) or not isinstance(count, (int, str)):
+        raise ScenarioError(f"{count!r} is not a number of hosts; write e.g. 4 or 0..16")
+    match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", str(count))
+    if match is None:
+        raise ScenarioError(f"{count!r} is not a number of hosts; write e.g. 4 or 0..16")
+    low = int(match.group(1))
+    high = int(match.group(2)) if match.group(2) else low
+    if high < low:
+        raise ScenarioError(f"{count!r} ends before it begins; write the smaller number first")
+    return low, high
+
+
+def overridden_node(kind: str, overrides: dict[str, Any]) -> Node:
+    """A node profile with some of its keys replaced, nested blocks merged key by key."""
+    if not overrides:
+        return load_node(kind)
+    path = files.profile_path("nodes", kind)
+    tree, _ = files.read_tree(path)
+    found: Node = files.validated(Node, _merged(tree, overrides), f"{kind}, with what the scenario sets")
+    return found
+
+
+def _merged(tree: Any, overrides: Mapping[str, Any]) -> Any:
+    result = dict(tree) if isinstance(tree, Mapping) else {}
+    for key, value in overrides.items():
+        result[key] = _merged(result.get(key), value) if isinstance(value, Mapping) else value
+    return result
+
+
+def load_scenario(path: str | Path) -> Question:
+    """The scenario file at `path` (or of that built-in name), looked up."""
+    where = files.scenario_path(str(path))
+    tree, places = files.read_tree(where)
+    return question(tree, str(where), places)
+
+
+def question(tree: Any, name: str, places: files.Located | None = None) -> Question:
+    """The plain data of a scenario, validated and looked up; its what-if entries too, so that none fails later."""
+    scenario: Scenario = files.validated(Scenario, tree, name, places)
+    found = resolve(scenario, name=name, places=places)
+    for index, entry in enumerate(scenario.what_if):
+        try:
+            with_settings(scenario, entry)
+        except ClustersimError as error:
+            message = files.located(name, places or {}, ("what_if", index, "set"), str(error))
+            raise ScenarioError(message) from None
+    return found
+
+
+def with_settings(scenario: Scenario, entry: WhatIf) -> Question:
+    """The question of a scenario with the keys of a what-if entry set."""
+    tree = files.plain(scenario)
+    tree.pop("what_if", None)
+    for path, value in entry.set.items():
+        _set(tree, path, value)
+    changed: Scenario = files.validated(Scenario, tree, f"what-if {entry.name!r}")
+    return resolve(changed, name=f"what-if {entry.name!r}")
+
+
+def _set(tree: Any, path: str, value: Any) -> None:
+    """Set a dotted path. Every block on the way must exist; a node count becomes a block when a key of it is set."""
+    keys = path.split(".")
+    here = tree
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(here, list) and key.isdigit() and int(key) < len(here):
+            here = here[int(key)]
+            continue
+        if not isinstance(here, dict) or (key not in here and depth < 3):
+            known = ", ".join(sorted(map(str, here))) if isinstance(here, dict) else "none"
+            raise ScenarioError(f"{path}: there is no {'.'.join(keys[: depth + 1])}; known here: {known}")
+        if key not in here or here[key] is None:
+            here[key] = {}
+        if (
+            isinstance(here[key], (int, str))
+            and depth == 2
+            and keys[:2] in (["cluster", "nodes"], ["cluster", "servers"])
+        ):
+            here[key] = {"count": here[key]}
+        here = here[key]
+    if not isinstance(here, dict):
+        raise ScenarioError(f"{path}: {'.'.join(keys[:-1])} is not a block of keys")
+    here[keys[-1]] = value

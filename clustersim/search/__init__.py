@@ -1,0 +1,1 @@
+"""Layouts, estimated, the best simulated, ranked and explained: a plan."""

@@ -1,0 +1,363 @@
+"""make_plan(): every legal layout estimated, the best simulated, ranked, explained."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clustersim import __version__
+from clustersim.errors import NoFeasibleLayout
+from clustersim.estimate.estimate import Estimate, estimate
+from clustersim.files import digest
+from clustersim.layout.layout import Layout, family
+from clustersim.layout.memory import Footprint, footprint
+from clustersim.layout.space import FAMILIES, Choices, Space, layouts
+from clustersim.plan import Candidate, Counts, Machines, Plan, Prediction, WhatIfResult
+from clustersim.program.lower import lower
+from clustersim.scenario import Question, with_settings
+from clustersim.search.explain import against, levers
+from clustersim.search.predict import predict, rates, servers_used
+from clustersim.simulate.simulate import critical_resource, simulate
+from clustersim.units import human_bytes, human_seconds
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Progress = Callable[[str], None]
+
+# Relative half-width of the 90 % interval of a step time, as shipped: see docs/accuracy.md.
+MEASURED_SPREAD = 0.25
+DATASHEET_SPREAD = 0.40
+# A what-if needs the new winner, not a ranking: this many layouts are simulated for each.
+_WHAT_IF_SIMULATIONS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Survey:
+    """Every legal layout of a question with its memory and its estimate; `feasible` are the rows that fit."""
+
+    question: Question
+    space: Space
+    footprint: Footprint
+    estimate: Estimate
+    feasible: Ints
+    infeasible: dict[str, int]
+    score: Floats
+
+    def best_rows(self, count: int) -> list[int]:
+        """The rows to simulate: the best scheme of each division and family, by score, `count` of them, and the best of
+        every family in any case."""
+        order = self.feasible[np.argsort(self.score[self.feasible], kind="stable")]
+        families = self.space.family_of()
+        keys = self.space.division[order] * len(FAMILIES) + families[order]
+        _, first = np.unique(keys, return_index=True)
+        unique = order[np.sort(first)]
+        rows = [int(row) for row in unique[:count]]
+        for index in range(len(FAMILIES)):
+            of_family = unique[families[unique] == index]
+            rows += [int(row) for row in of_family[:1] if int(row) not in rows]
+        return rows
+
+
+def choices_of(question: Question) -> Choices:
+    """What the scenario fixed, and what it leaves to the search."""
+    spec, fixed = question.scenario.search, question.scenario.layout
+    families = spec.sync if fixed.sync is None else (fixed.sync,)
+    return Choices(
+        families=families,
+        least_servers=question.servers.least,
+        most_servers=question.servers.most,
+        **{
+            name: getattr(fixed, name)
+            for name in (
+                "dp", "tp", "pp", "micro_batch", "sequence_parallel", "schedule", "virtual_stages", "boundaries",
+                "recompute", "order", "algorithm", "sharded_stage", "servers", "placement", "optimizer_at",
+                "bucket_bytes", "partition_bytes",
+            )
+        },
+    )  # fmt: skip
+
+
+def survey(question: Question) -> Survey:
+    """All legal layouts, which of them fit, and an estimate of each. NoFeasibleLayout where none does."""
+    space = layouts(question.workload, question.cluster, question.framework, choices_of(question))
+    if not len(space):
+        raise NoFeasibleLayout(_nothing_legal(question))
+    memory = footprint(question.workload, space, question.framework)
+    estimated = estimate(question.workload, space, question.cluster, question.framework)
+    fits = np.ones(len(space), np.bool_)
+    infeasible: dict[str, int] = {}
+
+    def rule(reason: str, good: NDArray[np.bool_]) -> None:
+        nonlocal fits
+        failed = int((fits & ~good).sum())
+        if failed:
+            infeasible[reason] = failed
+        fits &= good
+
+    capacity = min(m.device.memory_bytes for m in question.cluster.workers if m.device is not None)
+    headroom = question.scenario.constraints.memory_headroom
+    rule("worker memory", memory.worker <= capacity * (1.0 - headroom))
+    hosts = [m.node.host.memory_bytes for m in (*question.cluster.workers, *question.cluster.servers)]
+    rule("server memory", memory.server <= min(hosts))
+    deadline, tokens = question.scenario.constraints.deadline_s, question.workload.training.tokens
+    if deadline is not None and tokens is not None:
+        steps = tokens / question.workload.training.tokens_per_step
+        rule("deadline", estimated.step_s * steps <= deadline)
+    feasible = np.flatnonzero(fits)
+    if not len(feasible):
+        raise NoFeasibleLayout(_nothing_fits(question, space, memory, capacity * (1.0 - headroom), infeasible))
+    return Survey(
+        question=question, space=space, footprint=memory, estimate=estimated, feasible=feasible,
+        infeasible=infeasible, score=_score(question, space, estimated.step_s),
+    )  # fmt: skip
+
+
+def _score(question: Question, space: Space, step_s: Floats) -> Floats:
+    """What the search minimises: seconds, or dollars, of a step."""
+    if question.scenario.objective == "step_time":
+        return step_s
+    price = [rates(question.cluster, servers_used(scheme)).usd_per_s for scheme in space.schemes]
+    if any(usd is None for usd in price):
+        raise NoFeasibleLayout("objective: usd needs a price of every machine; write nodes: {NAME: {price: ...}}")
+    dollars: Floats = step_s * np.array([usd or 0.0 for usd in price])[space.scheme]
+    return dollars
+
+
+def _nothing_legal(question: Question) -> str:
+    model, training = question.workload.model, question.workload.training
+    return (
+        f"no layout divides {question.cluster.devices} devices and a global batch of {training.global_batch} for "
+        f"{model.name} ({model.layers} layers, {model.heads} heads) as the scenario asks; "
+        "change global_batch, the node count, or what layout: and search: fix"
+    )
+
+
+def _nothing_fits(
+    question: Question, space: Space, memory: Footprint, capacity: float, infeasible: dict[str, int]
+) -> str:
+    least = int(np.argmin(memory.worker))
+    layout = space.layout(least)
+    mesh = layout.mesh
+    counts = ", ".join(f"{count} by {reason}" for reason, count in infeasible.items())
+    message = f"none of {len(space)} legal layouts fits ({counts})"
+    if memory.worker[least] > capacity:
+        message += (
+            f"; the smallest (dp{mesh.dp} tp{mesh.tp} pp{mesh.pp}, micro-batch {layout.micro_batch}, recompute "
+            f"{layout.recompute}) needs {human_bytes(float(memory.worker[least]))} on a worker that has "
+            f"{human_bytes(capacity)}: use more nodes, larger devices, or a smaller model"
+        )
+    elif "deadline" in infeasible:
+        message += "; use more nodes, a longer deadline, or fewer tokens"
+    else:
+        message += "; use more server hosts, or hosts with more memory"
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------- simulating
+
+
+def _simulate_row(found: Survey, row: int) -> Candidate:
+    question = found.question
+    layout = found.space.layout(row)
+    program = lower(question.workload, layout, question.framework, question.cluster.devices_per_node)
+    simulated = simulate(program, question.cluster, question.framework)
+    name, use = critical_resource(simulated)
+    # Sorted by utilisation; ports inside a node are no network.
+    network = next((link for link in simulated.links if not link.kind.startswith(("device", "pcie"))), None)
+    return Candidate(
+        layout=layout,
+        family=family(layout.scheme),
+        estimated_s=float(found.estimate.step_s[row]),
+        prediction=predict(
+            question,
+            layout,
+            simulated,
+            memory_bytes=float(found.footprint.worker[row]),
+            server_bytes=float(found.footprint.server[row]),
+            coverage=float(found.estimate.coverage[row]),
+            spread=_spread(question),
+        ),
+        bottleneck=f"{name} {use:.0%}",
+        network_link=network.kind if network is not None else "none",
+        network_bytes=network.bytes_per_link if network is not None else 0.0,
+    )
+
+
+def _spread(question: Question) -> float:
+    measured = all(
+        machine.device is not None and bool(machine.device.tables.gemm) for machine in question.cluster.workers
+    )
+    return MEASURED_SPREAD if measured else DATASHEET_SPREAD
+
+
+# Inherited by forked workers, so that a survey of many megabytes is never pickled.
+_shared: dict[int, Survey] = {}
+
+
+def _simulate_shared(task: tuple[int, int]) -> Candidate:
+    return _simulate_row(_shared[task[0]], task[1])
+
+
+def _simulated(found: list[tuple[Survey, int]], workers: int, progress: Progress) -> Iterator[Candidate]:
+    """Candidates of (survey, row) tasks, in order; over forked processes where that is safe."""
+    for survey_, _ in found:
+        _shared[id(survey_)] = survey_
+    tasks = [(id(survey_), row) for survey_, row in found]
+    try:
+        alone = "torch" in sys.modules or threading.active_count() > 1 or not hasattr(os, "fork")
+        if workers <= 1 or len(tasks) < 4 or alone:
+            yield from _counted(map(_simulate_shared, tasks), len(tasks), progress)
+        else:
+            context = multiprocessing.get_context("fork")
+            # Simulations allocate much and drop it all at once: the cycle collector would only scan it in vain.
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
+                yield from _counted(pool.map(_simulate_shared, tasks), len(tasks), progress)
+    finally:
+        _shared.clear()
+
+
+def _counted(candidates: Iterable[Candidate], total: int, progress: Progress) -> Iterator[Candidate]:
+    for number, candidate in enumerate(candidates, start=1):
+        progress(f"simulated {number} of {total} layouts")
+        yield candidate
+
+
+# ---------------------------------------------------------------------------------------------------- the plan
+
+
+def objective_of(question: Question, prediction: Prediction) -> float:
+    """What the scenario minimises."""
+    if question.scenario.objective == "usd":
+        assert prediction.usd_per_step is not None
+        return prediction.usd_per_step
+    return prediction.step_s
+
+
+def make_plan(question: Question, *, progress: Progress = lambda _: None, workers: int | None = None) -> Plan:
+    """Plan a question: survey all layouts, simulate the best, rank them, explain the winner, answer the what-ifs.
+
+    Deterministic, whatever `workers` (default: one per CPU): ties are broken by the order of the space.
+    NoFeasibleLayout where nothing is legal or fits.
+    """
+    started = time.monotonic()
+    progress("estimating every legal layout")
+    found = survey(question)
+    rows = found.best_rows(question.scenario.search.simulate)
+    variants = [
+        (entry, _survey_or_none(with_settings(question.scenario, entry))) for entry in question.scenario.what_if
+    ]
+    tasks = [(found, row) for row in rows]
+    counts = []
+    for _, other in variants:
+        theirs = other.best_rows(_WHAT_IF_SIMULATIONS) if other is not None else []
+        counts.append(len(theirs))
+        tasks += [(other, row) for row in theirs if other is not None]
+    done = list(_simulated(tasks, workers or _cpus(), progress))
+    ranking = sorted(done[: len(rows)], key=lambda candidate: objective_of(question, candidate.prediction))
+    winner = ranking[0]
+    results, at = [], len(rows)
+    for (entry, other), count in zip(variants, counts, strict=True):
+        results.append(_what_if(entry.name, entry.set, other, done[at : at + count], winner))
+        at += count
+    progress("explaining")
+    best = tuple(
+        next(candidate for candidate in ranking if candidate.family == name)
+        for name in FAMILIES
+        if any(candidate.family == name for candidate in ranking)
+    )
+    program = lower(question.workload, winner.layout, question.framework, question.cluster.devices_per_node)
+    return Plan(
+        clustersim=__version__,
+        scenario=question.scenario,
+        workload=question.workload,
+        framework=question.framework,
+        machines=_machines(question, winner.layout),
+        layout=winner.layout,
+        program_digest=digest(program),
+        prediction=winner.prediction,
+        ranking=tuple(ranking),
+        best_of_family=best,
+        pareto=_pareto(ranking),
+        against=against(question, found.space, found.feasible, found.estimate, winner, best),
+        levers=levers(question, winner),
+        counts=Counts(
+            legal=len(found.space),
+            feasible=len(found.feasible),
+            distinct=found.space.distinct(found.feasible),
+            simulated=len(rows),
+            infeasible=found.infeasible,
+            wall_s=time.monotonic() - started,
+        ),
+        what_if=tuple(results),
+        digests=question.digests,
+    )
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _survey_or_none(question: Question) -> Survey | None:
+    try:
+        return survey(question)
+    except NoFeasibleLayout:
+        return None
+
+
+def _machines(question: Question, layout: Layout) -> Machines:
+    device = question.cluster.workers[0].device
+    assert device is not None
+    used = servers_used(layout.scheme)
+    return Machines(
+        nodes={machine.node.name: machine.count for machine in question.cluster.workers},
+        devices_per_node=question.cluster.devices_per_node,
+        device=device.name,
+        device_kind=device.kind,
+        servers={question.cluster.servers[0].node.name: used} if used else {},
+    )
+
+
+def _what_if(
+    name: str, settings: dict[str, object], other: Survey | None, candidates: list[Candidate], winner: Candidate
+) -> WhatIfResult:
+    if other is None:
+        return WhatIfResult(
+            name=name, set=settings, layout=None, step_s=None, usd_per_billion_tokens=None, change="nothing fits"
+        )
+    best = min(candidates, key=lambda candidate: objective_of(other.question, candidate.prediction))
+    before, after = winner.prediction.step_s, best.prediction.step_s
+    change = f"step {human_seconds(before)} -> {human_seconds(after)} ({after / before - 1.0:+.1%})"
+    dollars, now = winner.prediction.usd_per_billion_tokens, best.prediction.usd_per_billion_tokens
+    if dollars is not None and now is not None:
+        change += f", ${dollars:,.0f} -> ${now:,.0f} per billion tokens"
+    if best.layout != winner.layout:
+        change += ", another layout wins"
+    return WhatIfResult(
+        name=name, set=settings, layout=best.layout, step_s=after, usd_per_billion_tokens=now, change=change
+    )
+
+
+def _pareto(ranking: list[Candidate]) -> tuple[Candidate, ...]:
+    """Candidates that no other beats in step time, dollars, worker memory and energy at once."""
+    points = np.array(
+        [
+            (c.prediction.step_s, c.prediction.usd_per_step or 0.0, c.prediction.memory_bytes, c.prediction.energy_j)
+            for c in ranking
+        ]
+    )
+    front = []
+    for index, point in enumerate(points):
+        dominated = (points <= point).all(axis=1) & (points < point).any(axis=1)
+        if not dominated.any():
+            front.append(ranking[index])
+    return tuple(front)

@@ -1,0 +1,1 @@
+"""The interpreter on a clock: folding, network sharing, collectives, the SimPy engine."""

@@ -1,0 +1,105 @@
+"""The network on the clock: flow classes start, share their links, and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import simpy
+
+from clustersim.simulate.sharing import Weights, max_min_rates
+
+# Of a flow's bytes, what rounding may leave over when its finishing time has come.
+_DUST = 1e-9
+
+
+class _Flow:
+    __slots__ = ("bytes", "done", "left", "rate", "since", "version", "weights")
+
+    def __init__(self, size: float, weights: Weights, done: Callable[[], None], now: float) -> None:
+        self.bytes = size
+        self.left = size
+        self.weights = weights
+        self.done = done
+        self.rate = 0.0
+        self.since = now
+        self.version = 0
+
+
+class Network:
+    """Flow classes on links of given capacities, shared max-min fairly.
+
+    Rates change only for flows that share a link, directly or through others, with one that starts or ends.
+    `carried[link]` counts the bytes of every link, for utilisation and for the law that none exceeds its capacity.
+    """
+
+    def __init__(self, env: simpy.Environment, capacity: Sequence[float]) -> None:
+        self.env = env
+        self.capacity = capacity
+        self.carried = [0.0] * len(capacity)
+        self._flows: dict[int, _Flow] = {}
+        self._on_link: dict[int, set[int]] = {}
+        self._next = 0
+
+    def start(self, size: float, weights: Weights, done: Callable[[], None]) -> None:
+        """Start a flow class of `size` bytes a flow; `done` is called when it has ended."""
+        for link, multiplicity in weights:
+            self.carried[link] += size * multiplicity
+        if size <= 0.0 or not weights:
+            self.env.timeout(0.0).callbacks.append(lambda _: done())
+            return
+        number = self._next
+        self._next += 1
+        flow = self._flows[number] = _Flow(size, weights, done, self.env.now)
+        for link, _ in weights:
+            self._on_link.setdefault(link, set()).add(number)
+        if all(len(self._on_link[link]) == 1 for link, _ in weights):
+            # Alone on all of its links: the slowest of them decides.
+            self._set_rate(number, flow, min(self.capacity[link] / m for link, m in weights))
+        else:
+            self._share(number)
+
+    def _share(self, *seeds: int) -> None:
+        """Recompute the rates of the flows connected to `seeds` by shared links."""
+        component: dict[int, Weights] = {}
+        todo = list(seeds)
+        while todo:
+            number = todo.pop()
+            if number in component:
+                continue
+            weights = self._flows[number].weights
+            component[number] = weights
+            for link, _ in weights:
+                todo += (other for other in self._on_link[link] if other not in component)
+        ordered = {number: component[number] for number in sorted(component)}
+        for number, rate in max_min_rates(ordered, self.capacity).items():
+            self._set_rate(number, self._flows[number], rate)
+
+    def _set_rate(self, number: int, flow: _Flow, rate: float) -> None:
+        now = self.env.now
+        if rate == flow.rate:
+            return
+        flow.left = max(0.0, flow.left - flow.rate * (now - flow.since))
+        flow.since, flow.rate = now, rate
+        flow.version += 1
+        if rate <= 0.0:
+            return
+        version = flow.version
+
+        def ended(_: Any) -> None:
+            if flow.version == version:
+                self._end(number, flow)
+
+        self.env.timeout(flow.left / rate).callbacks.append(ended)
+
+    def _end(self, number: int, flow: _Flow) -> None:
+        assert flow.left - flow.rate * (self.env.now - flow.since) <= _DUST * flow.bytes + 1e-3
+        del self._flows[number]
+        neighbours: set[int] = set()
+        for link, _ in flow.weights:
+            self._on_link[link].discard(number)
+            neighbours |= self._on_link[link]
+        flow.version += 1
+        if neighbours:
+            self._share(*sorted(neighbours))
+        flow.done()

@@ -1,0 +1,189 @@
+"""simulate(): a program on a cluster, as a timeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clustersim.cluster.cluster import Cluster
+from clustersim.hardware.framework import Framework
+from clustersim.program.program import Compute, Program
+from clustersim.simulate.engine import Engine
+from clustersim.simulate.tasks import Compiled, Compiler, Prices
+from clustersim.timeline import RankClass, Span, Timeline, union_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkUse:
+    """How busy one class of links was: `count` links of `kind`, each used to `utilisation` over the makespan."""
+
+    kind: str
+    count: int
+    bytes_per_link: float
+    capacity_bytes_per_s: float
+    utilisation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassTime:
+    """Where the time of one worker class went: computing (kernels and what drives them), communicating with nothing
+    computed beside it (tensor-parallel collectives included), and waiting for others."""
+
+    compute_s: float
+    exposed_s: float
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """What a simulation found: the makespan, spans on demand, the links' use, and how much work it was."""
+
+    makespan_s: float
+    steps: int
+    classes: int
+    events: int
+    links: tuple[LinkUse, ...]
+    classes_s: tuple[ClassTime, ...]
+    engine: Engine
+    prices: Prices
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step, averaged over the steps."""
+        return self.makespan_s / self.steps
+
+    def timeline(self) -> Timeline:
+        """The spans of every class. O(tasks)."""
+        return _timeline(self.engine.compiled, self.engine, self.prices)
+
+
+def simulate(
+    program: Program, cluster: Cluster, framework: Framework, *, steps: int = 1, fold: bool = True
+) -> Simulated:
+    """Run `program` on `cluster`, `steps` times. `fold=False` simulates every rank: the reference for the classes.
+
+    Deterministic: the same input gives the same floats. Work grows with classes and ops, not with ranks.
+    """
+    prices = Prices(program, cluster, framework, every_rank=not fold)
+    compiled = Compiler(prices).compiled()
+    engine = Engine(compiled, steps, framework.overlap.compute_slowdown)
+    makespan = engine.run()
+    return Simulated(
+        makespan_s=makespan,
+        steps=steps,
+        classes=compiled.owners,
+        events=engine.events,
+        links=_link_use(engine, compiled, prices, makespan),
+        classes_s=_class_times(compiled, engine, prices, makespan),
+        engine=engine,
+        prices=prices,
+    )
+
+
+def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: float) -> tuple[ClassTime, ...]:
+    workers = prices.folding.classes
+    compute: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
+    talk: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
+    inner = [0.0] * workers
+    count = len(compiled.tasks)
+    for number, task in enumerate(compiled.tasks):
+        if task.owner >= workers or task.op.type == "gate":
+            continue
+        computes = isinstance(task.op, Compute)
+        where = compute if computes else talk
+        for step in range(engine.steps):
+            at = step * count + number
+            where[task.owner].append((engine.start_s[at], engine.end_s[at]))
+        if isinstance(task.op, Compute):
+            inner[task.owner] += engine.steps * prices.inner_s(task.op.work, task.owner)
+    result = []
+    for busy, talking, inside in zip(compute, talk, inner, strict=True):
+        alone = union_s(busy)
+        either = union_s(busy + talking)
+        result.append(
+            ClassTime(compute_s=alone - inside, exposed_s=either - alone + inside, waiting_s=makespan - either)
+        )
+    return tuple(result)
+
+
+def _link_use(engine: Engine, compiled: Compiled, prices: Prices, makespan: float) -> tuple[LinkUse, ...]:
+    result = []
+    for index, carried in enumerate(engine.network.carried):
+        capacity = compiled.capacity[index]
+        result.append(
+            LinkUse(
+                kind=prices.wiring.kind_of(int(compiled.links[index][0])).name.lower().replace("_", " "),
+                count=len(compiled.links[index]),
+                bytes_per_link=carried,
+                capacity_bytes_per_s=capacity,
+                utilisation=carried / (capacity * makespan) if makespan > 0.0 else 0.0,
+            )
+        )
+    return tuple(sorted(result, key=lambda use: (-use.utilisation, use.kind)))
+
+
+def _timeline(compiled: Compiled, engine: Engine, prices: Prices) -> Timeline:
+    count = len(compiled.tasks)
+    workers = prices.folding.classes
+    classes = []
+    for c, members in enumerate(prices.folding.members):
+        label = f"stage {prices.folding.stage[c]}, rank {int(members[0])}"
+        classes.append(RankClass(rank=c, label=label, members=tuple(int(rank) for rank in members)))
+    first_server = prices.program.mesh.workers
+    for s, server in enumerate(prices.servers):
+        members_of = tuple(first_server + share.server for share in server.shares)
+        where = "on hosts of their own" if server.shares[0].host == "server" else "beside workers"
+        classes.append(RankClass(rank=workers + s, label=f"servers {where}", members=members_of))
+    spans: list[Span] = []
+    parts: dict[int, list[int]] = {}
+    for number, task in enumerate(compiled.tasks):
+        parts.setdefault(task.span, []).append(number)
+    index_of: dict[int, int] = {}
+    before: list[list[int]] = [[] for _ in range(count)]
+    for number, task in enumerate(compiled.tasks):
+        for other in task.then:
+            before[other].append(number)
+    last_on: dict[int, int] = {}
+    for step in range(engine.steps):
+        offset = step * count
+        base = len(spans)
+        for position, numbers in enumerate(parts.values()):
+            for number in numbers:
+                index_of[number] = base + position
+        for numbers in parts.values():
+            task = compiled.tasks[numbers[0]]
+            start = min(engine.start_s[offset + n] for n in numbers)
+            after = {index_of[n] for number in numbers for n in before[number]} - {index_of[numbers[0]]}
+            after = {i for i in after if _ended_before(engine, parts, compiled, offset, i - base, start)}
+            if task.stream in last_on:
+                after.add(last_on[task.stream])
+            last_on[task.stream] = index_of[numbers[0]]
+            spans.append(
+                Span(
+                    op=task.op.id._replace(step=step),
+                    rank=task.owner,
+                    start_s=start,
+                    end_s=max(engine.end_s[offset + n] for n in numbers),
+                    ready_s=min(start, engine.ready_s[offset + numbers[0]]),
+                    resource=compiled.streams[task.stream][1],
+                    after=tuple(sorted(after)),
+                )
+            )
+    return Timeline(source="simulated", steps=engine.steps, classes=tuple(classes), spans=tuple(spans))
+
+
+def _ended_before(
+    engine: Engine, parts: dict[int, list[int]], compiled: Compiled, offset: int, span: int, start: float
+) -> bool:
+    """Whether a whole span ended before `start`: parts of a bucket overlap with the parts of what they follow."""
+    numbers = parts[span]
+    return max(engine.end_s[offset + n] for n in numbers) <= start + 1e-12 * max(1.0, start)
+
+
+def critical_resource(simulated: Simulated) -> tuple[str, float]:
+    """What limits the step: the compute of the busiest class, or the busiest link, and its utilisation."""
+    busiest = max((time.compute_s for time in simulated.classes_s), default=0.0)
+    compute = busiest / simulated.makespan_s if simulated.makespan_s else 0.0
+    link = simulated.links[0] if simulated.links else None
+    if link is not None and link.utilisation > compute:
+        return link.kind, link.utilisation
+    return "compute", compute

@@ -1,0 +1,281 @@
+"""Activations: the bytes that a layer keeps for its backward pass, and those that ranks exchange."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple, assert_never
+
+from clustersim.workload.block import AttentionKind
+from clustersim.workload.layer_kernels import Recompute
+from clustersim.workload.model import Model, vocab_per_rank
+
+CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+
+
+class Stored(NamedTuple):
+    """A tensor kept from the forward to the backward pass; `core`: between QK^T and the product with V."""
+
+    name: str
+    bytes: int
+    core: bool
+
+
+class Exchange(NamedTuple):
+    """`times` collectives of `bytes` each.
+
+    `bytes` is the whole buffer: what an all_reduce reduces, an all_gather ends with, a reduce_scatter starts
+    with, and what one rank sends in an all_to_all (its own part included).
+    """
+
+    kind: CollectiveKind
+    bytes: int
+    times: int
+
+
+def _local(tokens: int, tp: int, sp: bool) -> int:
+    """Tokens of a rank between the split GEMMs."""
+    assert not sp or tokens % tp == 0, (tokens, tp)
+    return tokens // tp if sp else tokens
+
+
+@functools.lru_cache(maxsize=4096)
+def stored_tensors(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    attention: AttentionKind,
+    dtype_bytes: int = 2,
+) -> tuple[Stored, ...]:
+    """What one layer keeps of one micro-batch on one of `tp` ranks when nothing is recomputed.
+
+    The first tensor is the layer's input. As in Korthikanti et al. 2022, a dropout mask takes one byte an
+    element, and norm statistics and biases are neglected. Unfused attention keeps the probabilities, and with
+    dropout the mask and the dropped probabilities too; flash attention keeps one fp32 log-sum-exp per query
+    and head. A gated feed-forward keeps gate and up; their product is the input of the GEMM behind it.
+    """
+    assert model.splits_over(tp), (model.name, tp)
+    tokens = sequence * micro_batch
+    local = _local(tokens, tp, sp)
+    e, drop = dtype_bytes, model.dropout
+    wide = local * model.hidden
+    q = tokens * model.query_width // tp
+    kv = tokens * model.kv_heads_per_rank(tp) * model.head_dim
+    scores = micro_batch * (model.heads // tp) * sequence * sequence
+    kept = [
+        Stored("attention.norm.input", wide * e, False),
+        Stored("attention.qkv.input", wide * e, False),
+        Stored("attention.query", q * e, False),
+        Stored("attention.key", kv * e, False),
+        Stored("attention.value", kv * e, False),
+    ]
+    if model.qk_norm:
+        kept.append(Stored("attention.qk_norm.input", (q + kv) * e, False))
+    match attention:
+        case "flash":
+            kept.append(Stored("attention.log_sum_exp", 4 * tokens * (model.heads // tp), False))
+        case "unfused":
+            kept.append(Stored("attention.probabilities", scores * e, True))
+            if drop:
+                kept.append(Stored("attention.probabilities.mask", scores, True))
+                kept.append(Stored("attention.probabilities.dropped", scores * e, True))
+        case _:
+            assert_never(attention)
+    kept.append(Stored("attention.output.input", q * e, False))
+    if drop:
+        kept.append(Stored("attention.mask", wide, False))
+    kept.append(Stored("mlp.norm.input", wide * e, False))
+    kept.append(Stored("mlp.input", wide * e, False))
+    rows, hidden = tokens, model.ffn_hidden
+    if model.experts is not None:
+        rows, hidden = tokens * model.experts.per_token, model.experts.hidden
+        kept.append(Stored("router.scores", 4 * local * model.experts.count, False))
+        kept.append(Stored("experts.input", rows * model.hidden * e, False))
+        kept.append(Stored("experts.output", local * model.experts.per_token * model.hidden * e, False))
+    f = hidden // tp
+    kept.append(Stored("mlp.activation.input", rows * (2 * f if model.gated else f) * e, False))
+    kept.append(Stored("mlp.down.input", rows * f * e, False))
+    if drop:
+        kept.append(Stored("mlp.mask", wide, False))
+    return tuple(kept)
+
+
+def activation_bytes_per_layer(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    recompute: Recompute,
+    attention: AttentionKind,
+    dtype_bytes: int = 2,
+) -> int:
+    """Bytes that one layer keeps of one micro-batch until its backward pass, on one of `tp` ranks.
+
+    A GPT with dropout and unfused attention keeps (Korthikanti et al. 2022), in 16 bits: s b h (34 + 5 a s /
+    h); s b h (10 + 24/t + 5 a s / (h t)) with tensor parallelism; s b h / t (34 + 5 a s / h) with sequence
+    parallelism too; 34 s b h / t with selective recomputation besides; 2 s b h (over t with sequence
+    parallelism) with full.
+    """
+    kept = stored_tensors(model, sequence, micro_batch, tp, sp, attention, dtype_bytes)
+    match recompute:
+        case "none":
+            return sum(tensor.bytes for tensor in kept)
+        case "selective":
+            return sum(tensor.bytes for tensor in kept if not tensor.core)
+        case "full":
+            return kept[0].bytes
+        case _:
+            assert_never(recompute)
+
+
+def working_set_bytes(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    recompute: Recompute,
+    attention: AttentionKind,
+    dtype_bytes: int = 2,
+) -> int:
+    """Bytes that one layer needs beyond what it kept, while its backward pass runs on what was recomputed.
+
+    Layers are recomputed one after the other, so a rank needs this once. The buffers of the layer's gradients
+    and the inputs that sequence parallelism gathers again are not in it.
+    """
+    whole = activation_bytes_per_layer(model, sequence, micro_batch, tp, sp, "none", attention, dtype_bytes)
+    return whole - activation_bytes_per_layer(
+        model, sequence, micro_batch, tp, sp, recompute, attention, dtype_bytes
+    )
+
+
+def embedding_activation_bytes(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype_bytes: int = 2
+) -> int:
+    """Bytes that the embedding keeps of one micro-batch: its dropout mask, and the input of its norm."""
+    wide = _local(sequence * micro_batch, tp, sp) * model.hidden
+    return wide * (int(model.dropout) + dtype_bytes * int(model.embedding_norm))
+
+
+def head_activation_bytes(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype_bytes: int = 2
+) -> int:
+    """Bytes that the head keeps of one micro-batch besides the logits: the inputs of its norms and GEMMs."""
+    wide = _local(sequence * micro_batch, tp, sp) * model.hidden
+    return wide * dtype_bytes * (1 + int(model.final_norm) + 3 * int(model.head_transform))
+
+
+def logits_bytes(model: Model, sequence: int, micro_batch: int, tp: int, vocab_padded: bool = False) -> int:
+    """Bytes of the fp32 logits of one micro-batch and of their fp32 gradient, on a rank of the last stage."""
+    return 2 * 4 * sequence * micro_batch * vocab_per_rank(model.vocab, tp, vocab_padded)
+
+
+def boundary_bytes(model: Model, sequence: int, micro_batch: int, dtype_bytes: int = 2) -> int:
+    """Bytes of the activation of one micro-batch between two pipeline stages: s b h elements."""
+    return sequence * micro_batch * model.hidden * dtype_bytes
+
+
+# ---------------------------------------------------------------------------------------------- collectives
+
+
+@functools.lru_cache(maxsize=4096)
+def tp_collectives(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    recompute: Recompute,
+    dtype_bytes: int = 2,
+) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+    """The tensor-parallel collectives of one layer that compute waits for: (forward, backward).
+
+    Without sequence parallelism two all-reduces of b s h elements each way; with it each is an all-gather and
+    a reduce-scatter (the same bytes on the wire). Full recomputation repeats the forward ones in the backward
+    pass. Under sequence parallelism routed tokens are gathered after they were dispatched: those buffers hold
+    b s k h. The gathers for the weight gradients, which run beside compute, are in `regather_collectives`.
+    """
+    if tp == 1:
+        return (), ()
+    dense = boundary_bytes(model, sequence, micro_batch, dtype_bytes)
+    if not sp:
+        once: tuple[Exchange, ...] = (Exchange("all_reduce", dense, 2),)
+    elif model.experts is None:
+        once = Exchange("all_gather", dense, 2), Exchange("reduce_scatter", dense, 2)
+    else:
+        routed = dense * model.experts.per_token
+        once = (
+            Exchange("all_gather", dense, 1),
+            Exchange("reduce_scatter", dense, 1),
+            Exchange("all_gather", routed, 1),
+            Exchange("reduce_scatter", routed, 1),
+        )
+    return once, (*once, *once) if recompute == "full" else once
+
+
+def regather_collectives(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype_bytes: int = 2
+) -> tuple[Exchange, ...]:
+    """The backward all-gathers of column-parallel inputs, of which sequence parallelism kept a share.
+
+    Weight gradients need them; they run beside the GEMM of the input's gradient. Routed tokens are kept
+    whole.
+    """
+    if tp == 1 or not sp:
+        return ()
+    times = 2 if model.experts is None else 1
+    return (Exchange("all_gather", boundary_bytes(model, sequence, micro_batch, dtype_bytes), times),)
+
+
+def ep_collectives(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    ep: int,
+    recompute: Recompute,
+    dtype_bytes: int = 2,
+) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+    """The expert-parallel collectives of one layer and micro-batch: (forward, backward).
+
+    Dispatch and combine are an all-to-all each, both ways: b s k h elements, 1/tp of them under sequence
+    parallelism.
+    """
+    if ep == 1 or model.experts is None:
+        return (), ()
+    tokens = _local(sequence * micro_batch, tp, sp)
+    routed = tokens * model.experts.per_token * model.hidden * dtype_bytes
+    once = Exchange("all_to_all", routed, 2)
+    return (once,), (once, once) if recompute == "full" else (once,)
+
+
+def embedding_collectives(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype_bytes: int = 2
+) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+    """The tensor-parallel collectives of the vocabulary-parallel embedding: (forward, backward)."""
+    if tp == 1:
+        return (), ()
+    size = boundary_bytes(model, sequence, micro_batch, dtype_bytes)
+    if sp:
+        return (Exchange("reduce_scatter", size, 1),), (Exchange("all_gather", size, 1),)
+    return (Exchange("all_reduce", size, 1),), ()
+
+
+def head_collectives(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype_bytes: int = 2
+) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
+    """The tensor-parallel collectives of logits and cross-entropy: (forward, backward).
+
+    Vocabulary-parallel cross-entropy all-reduces three fp32 numbers per token: maximum, the target's logit,
+    and sum.
+    """
+    if tp == 1:
+        return (), ()
+    size = boundary_bytes(model, sequence, micro_batch, dtype_bytes)
+    loss = Exchange("all_reduce", 4 * sequence * micro_batch, 3)
+    if sp:
+        return (Exchange("all_gather", size, 1), loss), (Exchange("reduce_scatter", size, 1),)
+    return (loss,), (Exchange("all_reduce", size, 1),)

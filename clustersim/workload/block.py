@@ -1,0 +1,315 @@
+"""One transformer layer on one rank: its shard's widths, and the kernels of each of its parts.
+
+Conventions, for one micro-batch of b sequences of s tokens on one of t tensor-parallel ranks:
+
+- GEMMs are (m, k) by (k, n): m = b s tokens, n outputs, k inputs; Q, K and V are one GEMM, and so are gate
+  and up. The backward pass has two GEMMs of the same size for each: the gradients of the input and of the
+  weight.
+- A Memory kernel reads and writes each of its large operands once. Operands of h elements (norm weights,
+  biases) and of one per token (norm statistics) are not counted. A dropout mask takes one byte an element.
+- Without sequence parallelism every tensor-parallel rank does all of the norms, residuals and dropouts
+  between the split GEMMs; with it, 1/t of them (Korthikanti et al. 2022).
+- `fused`: bias, dropout and residual are one pass, a bias goes with the activation or into the GEMM, and
+  scale, mask and softmax are one pass. Otherwise each is a pass of its own. The gradient of a bias always is
+  one.
+- fp8 covers the GEMMs of the layers, each with a cast of its inputs; everything else stays in bf16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clustersim.hardware.kernel import BYTES_OF, Attention, Dtype, Gemm, Kernel, Kernels, Memory, MemoryOp
+from clustersim.workload.model import Model
+
+AttentionKind = Literal["flash", "unfused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What one rank computes of one layer: the shard's widths, and its tokens.
+
+    `tokens` enter the GEMMs; `local` of them enter norms, residuals and dropouts. `width` is bytes per
+    element.
+    """
+
+    model: Model
+    batch: int
+    sequence: int
+    tokens: int
+    local: int
+    tp: int
+    ep: int
+    sp: bool
+    flash: bool
+    fused: bool
+    dtype: Dtype
+
+    @classmethod
+    def of(
+        cls, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind,
+        fused: bool, dtype: Dtype, ep: int,
+    ) -> Block:  # fmt: skip
+        """The block for these degrees, which must divide the model."""
+        tokens = sequence * micro_batch
+        assert model.splits_over(tp), (model.name, tp)
+        assert not sp or tokens % tp == 0, (tokens, tp)
+        assert model.experts is None or model.experts.count % ep == 0, (model.name, ep)
+        return cls(
+            model=model, batch=micro_batch, sequence=sequence, tokens=tokens,
+            local=tokens // tp if sp else tokens, tp=tp, ep=ep, sp=sp,
+            flash=attention == "flash", fused=fused, dtype=dtype,
+        )  # fmt: skip
+
+    @property
+    def soft_dtype(self) -> Dtype:
+        """The type of everything that fp8 does not cover."""
+        return "bf16" if self.dtype == "fp8" else self.dtype
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation."""
+        return BYTES_OF[self.soft_dtype]
+
+    @property
+    def heads(self) -> int:
+        return self.model.heads // self.tp
+
+    @property
+    def kv_heads(self) -> int:
+        return self.model.kv_heads_per_rank(self.tp)
+
+    @property
+    def q(self) -> int:
+        return self.heads * self.model.head_dim
+
+    @property
+    def qkv(self) -> int:
+        return self.q + 2 * self.kv_heads * self.model.head_dim
+
+    @property
+    def scores(self) -> int:
+        """Elements of the attention scores of the shard."""
+        return self.batch * self.heads * self.sequence * self.sequence
+
+    def expert_tokens(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, experts with that many) on this rank: all choices, as even as whole tokens allow."""
+        experts = self.model.experts
+        assert experts is not None
+        here = experts.count // self.ep
+        each, more = divmod(self.tokens * experts.per_token, here)
+        return tuple((m, count) for m, count in ((each + 1, more), (each, here - more)) if m and count)
+
+    # ---------------------------------------------------------------------------------------- single kernels
+
+    def moved(
+        self, op: MemoryOp, read: int, written: int, mask: int = 0, writes_mask: bool = False
+    ) -> Kernels:
+        """A Memory kernel of `read` and `written` elements, and a mask of `mask` bytes, read or written."""
+        kernel = Memory(
+            op=op,
+            read_bytes=read * self.width + (0 if writes_mask else mask),
+            written_bytes=written * self.width + (mask if writes_mask else 0),
+        )
+        return ((kernel, 1),)
+
+    def linear(self, m: int, n: int, k: int, count: int = 1) -> Kernels:
+        """A linear layer's forward GEMM, with the cast of its input where the GEMM is fp8."""
+        return (*self._cast(m * k, count), (Gemm(m=m, n=n, k=k, dtype=self.dtype), count))
+
+    def linear_backward(self, m: int, n: int, k: int, count: int = 1) -> Kernels:
+        """Its two backward GEMMs: gradient of the input, gradient of the weight."""
+        return (
+            *self._cast(m * n, count),
+            (Gemm(m=m, n=k, k=n, dtype=self.dtype), count),
+            (Gemm(m=n, n=k, k=m, dtype=self.dtype), count),
+        )
+
+    def _cast(self, elements: int, count: int) -> Kernels:
+        if self.dtype != "fp8":
+            return ()
+        return ((Memory(op="cast", read_bytes=elements * self.width, written_bytes=elements), count),)
+
+    def batched(self, m: int, n: int, k: int) -> tuple[Kernel, int]:
+        """A GEMM for every head and sequence."""
+        return Gemm(m=m, n=n, k=k, batch=self.batch * self.heads, dtype=self.soft_dtype), 1
+
+    # ----------------------------------------------------------------------------------------------- forward
+
+    def norm(self) -> Kernels:
+        n = self.local * self.model.hidden
+        return self.moved("norm", n, n)
+
+    def bias(self, elements: int, has: bool) -> Kernels:
+        return self.moved("bias", elements, elements) if has and not self.fused else ()
+
+    def join(self) -> Kernels:
+        """From the output of a row-parallel GEMM to the residual stream: bias, dropout, addition."""
+        n = self.local * self.model.hidden
+        drop = self.model.dropout
+        if self.fused:
+            return self.moved("residual", 2 * n, n, mask=n if drop else 0, writes_mask=True)
+        dropout = self.moved("dropout", n, n, mask=n, writes_mask=True) if drop else ()
+        return (*self.bias(n, self.model.bias), *dropout, *self.moved("residual", 2 * n, n))
+
+    def core(self) -> Kernels:
+        """Attention without its projections."""
+        s, d, n = self.sequence, self.model.head_dim, self.scores
+        if self.flash:
+            return ((self._attention(backward=False), 1),)
+        mask = () if self.fused else self.moved("softmax", n, n)
+        dropout = self.moved("dropout", n, n, mask=n, writes_mask=True) if self.model.dropout else ()
+        return (self.batched(s, s, d), *mask, *self.moved("softmax", n, n), *dropout, self.batched(s, d, s))
+
+    def _attention(self, backward: bool) -> Attention:
+        return Attention(
+            batch=self.batch, queries=self.sequence, keys=self.sequence, heads=self.heads,
+            kv_heads=self.kv_heads, head_dim=self.model.head_dim,
+            causal=self.model.kind == "decoder", backward=backward,
+            dtype=self.soft_dtype,
+        )  # fmt: skip
+
+    def shaped_qk(self, backward: bool) -> Kernels:
+        """Norms of Q and K, and rotary positions."""
+        n = self.tokens * (self.qkv + self.q) // 2  # Q and K
+        norm = self.moved("norm", (2 if backward else 1) * n, n) if self.model.qk_norm else ()
+        rotary = self.moved("rotary", n, n) if self.model.rotary else ()
+        return (*rotary, *norm) if backward else (*norm, *rotary)
+
+    def attention(self) -> Kernels:
+        model, t = self.model, self.tokens
+        return (
+            *self.norm(),
+            *self.linear(t, self.qkv, model.hidden),
+            *self.bias(t * self.qkv, model.bias or model.qkv_bias),
+            *self.shaped_qk(backward=False),
+            *self.core(),
+            *self.linear(t, model.hidden, self.q),
+            *self.join(),
+        )
+
+    def feed_forward(self) -> Kernels:
+        model = self.model
+        if model.experts is not None:
+            return (*self.norm(), *self._experts(), *self.join())
+        f, inner = self._ffn(model.ffn_hidden)
+        return (*self.norm(), *self._mlp(self.tokens, f, inner, 1), *self.join())
+
+    def _ffn(self, hidden: int) -> tuple[int, int]:
+        """Columns of the shard behind the activation, and before it."""
+        f = hidden // self.tp
+        return f, 2 * f if self.model.gated else f
+
+    def _mlp(self, m: int, f: int, inner: int, count: int) -> Kernels:
+        passes = (*self.bias(m * inner, self.model.bias), *self.moved("activation", m * inner, m * f))
+        return (
+            *self.linear(m, inner, self.model.hidden, count),
+            *((kernel, count) for kernel, _ in passes),
+            *self.linear(m, self.model.hidden, f, count),
+        )
+
+    def _experts(self) -> Kernels:
+        experts, h = self.model.experts, self.model.hidden
+        assert experts is not None
+        f, inner = self._ffn(experts.hidden)
+        chosen = self.local * experts.per_token * h
+        scores = Memory(
+            op="softmax",
+            read_bytes=4 * self.local * experts.count,
+            written_bytes=4 * self.local * experts.count,
+        )
+        return (
+            (Gemm(m=self.local, n=experts.count, k=h, dtype=self.soft_dtype), 1),
+            (scores, 1),
+            *self.moved("copy", self.local * h, chosen),
+            *(kernel for m, count in self.expert_tokens() for kernel in self._mlp(m, f, inner, count)),
+            *self.moved("copy", chosen, self.local * h),
+        )
+
+    # ---------------------------------------------------------------------------------------------- backward
+
+    def bias_gradient(self, elements: int, has: bool) -> Kernels:
+        """The sum of a gradient over the tokens."""
+        return self.moved("bias", elements, 0) if has else ()
+
+    def norm_backward(self) -> Kernels:
+        """Gradient of a norm, then its addition to the gradient that came past it."""
+        n = self.local * self.model.hidden
+        return (*self.moved("norm", 2 * n, n), *self.moved("residual", 2 * n, n))
+
+    def join_backward(self) -> Kernels:
+        n = self.local * self.model.hidden
+        dropout = self.moved("dropout", n, n, mask=n) if self.model.dropout else ()
+        return (*dropout, *self.bias_gradient(n, self.model.bias))
+
+    def core_backward(self) -> Kernels:
+        s, d, n = self.sequence, self.model.head_dim, self.scores
+        if self.flash:
+            return ((self._attention(backward=True), 1),)
+        dropout = self.moved("dropout", n, n, mask=n) if self.model.dropout else ()
+        mask = () if self.fused else self.moved("softmax", n, n)
+        return (
+            self.batched(s, s, d),
+            self.batched(s, d, s),
+            *dropout,
+            *self.moved("softmax", 2 * n, n),
+            *mask,
+            self.batched(s, d, s),
+            self.batched(s, d, s),
+        )
+
+    def attention_backward(self) -> Kernels:
+        model, t = self.model, self.tokens
+        return (
+            *self.join_backward(),
+            *self.linear_backward(t, model.hidden, self.q),
+            *self.core_backward(),
+            *self.shaped_qk(backward=True),
+            *self.bias_gradient(t * self.qkv, model.bias or model.qkv_bias),
+            *self.linear_backward(t, self.qkv, model.hidden),
+            *self.norm_backward(),
+        )
+
+    def feed_forward_backward(self) -> Kernels:
+        model = self.model
+        if model.experts is not None:
+            return (*self.join_backward(), *self._experts_backward(), *self.norm_backward())
+        f, inner = self._ffn(model.ffn_hidden)
+        return (*self.join_backward(), *self._mlp_backward(self.tokens, f, inner, 1), *self.norm_backward())
+
+    def _mlp_backward(self, m: int, f: int, inner: int, count: int) -> Kernels:
+        passes = (
+            *self.moved("activation", m * (inner + f), m * inner),
+            *self.bias_gradient(m * inner, self.model.bias),
+        )
+        return (
+            *self.linear_backward(m, self.model.hidden, f, count),
+            *((kernel, count) for kernel, _ in passes),
+            *self.linear_backward(m, inner, self.model.hidden, count),
+        )
+
+    def _experts_backward(self) -> Kernels:
+        experts, h = self.model.experts, self.model.hidden
+        assert experts is not None
+        f, inner = self._ffn(experts.hidden)
+        chosen = self.local * experts.per_token * h
+        scores = Memory(
+            op="softmax",
+            read_bytes=8 * self.local * experts.count,
+            written_bytes=4 * self.local * experts.count,
+        )
+        router = (self.local, experts.count, h)
+        return (
+            # The gradient of the router's weights needs the experts' outputs.
+            *self.moved("copy", self.local * h + chosen, chosen),
+            *(
+                kernel
+                for m, count in self.expert_tokens()
+                for kernel in self._mlp_backward(m, f, inner, count)
+            ),
+            *self.moved("copy", chosen, self.local * h),
+            (scores, 1),
+            (Gemm(m=router[0], n=router[2], k=router[1], dtype=self.soft_dtype), 1),
+            (Gemm(m=router[1], n=router[2], k=router[0], dtype=self.soft_dtype), 1),
+        )

@@ -1,0 +1,262 @@
+"""The kernels of a layer, the embedding, the head and the optimizer on one rank; the FLOPs of a step.
+
+`block.py` states the conventions. All functions return work, never seconds, and are cached: a search asks for
+a few hundred combinations many times.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, assert_never
+
+from clustersim.hardware.kernel import BYTES_OF, Dtype, Gemm, Kernel, Kernels, Memory, MemoryOp
+from clustersim.workload.block import AttentionKind, Block
+from clustersim.workload.model import Model, vocab_per_rank
+from clustersim.workload.training import STATE_TENSORS, Optimizer, Training
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@functools.lru_cache(maxsize=4096)
+def forward(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
+    dtype: Dtype, ep: int = 1,
+) -> Kernels:  # fmt: skip
+    """The kernels of one layer's forward pass for one micro-batch on one rank.
+
+    `tp` ranks share the layer (it must divide heads and feed-forward columns: `Model.splits_over`), `sp`
+    splits what lies between the GEMMs too, `ep` ranks share the experts; the tokens spread evenly over
+    experts. Cached.
+    """
+    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+    return (*block.attention(), *block.feed_forward())
+
+
+@functools.lru_cache(maxsize=4096)
+def backward(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
+    dtype: Dtype, ep: int = 1,
+) -> Kernels:  # fmt: skip
+    """The kernels of one layer's backward pass, without anything recomputed (see `recomputed`). Cached."""
+    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+    return (*block.feed_forward_backward(), *block.attention_backward())
+
+
+@functools.lru_cache(maxsize=4096)
+def recomputed(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
+    dtype: Dtype, recompute: Recompute, ep: int = 1,
+) -> Kernels:  # fmt: skip
+    """The forward kernels that run again before (or in) the backward pass of one layer.
+
+    `full`: the whole layer. `selective`: attention without its projections (Korthikanti et al. 2022); nothing
+    for flash attention, whose backward kernel recomputes the scores anyway. Cached.
+    """
+    match recompute:
+        case "none":
+            return ()
+        case "selective":
+            block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+            return () if block.flash else block.core()
+        case "full":
+            return forward(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+        case _:
+            assert_never(recompute)
+
+
+@functools.lru_cache(maxsize=1024)
+def embedding_forward(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype
+) -> Kernels:
+    """Look-up and addition of the embeddings, their norm and their dropout, for one micro-batch."""
+    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
+    full, local = ends.tokens * model.hidden, ends.local * model.hidden
+    added = (model.positions > 0) + (model.token_types > 0)
+    return (
+        ends.moved("embedding", full, full),
+        *(ends.moved("embedding", 2 * full, full) for _ in range(added)),
+        *((ends.moved("norm", local, local),) if model.embedding_norm else ()),
+        *((ends.moved("dropout", local, local, mask_written=local),) if model.dropout else ()),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def embedding_backward(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype, vocab_padded: bool = False
+) -> Kernels:
+    """The gradient of the embeddings: this rank's dense table is cleared, then the tokens' rows added."""
+    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
+    full, local = ends.tokens * model.hidden, ends.local * model.hidden
+    table = vocab_per_rank(model.vocab, tp, vocab_padded) * model.hidden
+    added = (model.positions > 0) + (model.token_types > 0)
+    return (
+        *((ends.moved("dropout", local, local, mask_read=local),) if model.dropout else ()),
+        *((ends.moved("norm", 2 * local, local),) if model.embedding_norm else ()),
+        ends.moved("embedding", 0, table),
+        ends.moved("embedding", 2 * full, full),
+        *(ends.moved("embedding", full, 0) for _ in range(added)),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def head_forward(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    fused: bool,
+    dtype: Dtype,
+    vocab_padded: bool = False,
+) -> Kernels:
+    """Final norm, logits and cross-entropy of every token on one rank, which has 1/tp of the vocabulary.
+
+    Cross-entropy runs on fp32 logits. Unfused it takes the maximum, subtracts it, exponentiates, sums and
+    divides (five reads, three writes of the logits); fused, it reads twice and writes the probabilities once.
+    A head transform and a pooler are whole on every rank.
+    """
+    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
+    n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
+    reads, writes = (2, 1) if fused else (5, 3)
+    return (
+        *((ends.moved("norm", n, n),) if model.final_norm else ()),
+        *ends.pooler(micro_batch),
+        *ends.transform(),
+        ends.gemm(ends.tokens, logits // ends.tokens, model.hidden),
+        (Memory(op="cast", read_bytes=logits * ends.width, written_bytes=4 * logits), 1),
+        (Memory(op="cross_entropy", read_bytes=4 * reads * logits, written_bytes=4 * writes * logits), 1),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def head_backward(
+    model: Model,
+    sequence: int,
+    micro_batch: int,
+    tp: int,
+    sp: bool,
+    fused: bool,
+    dtype: Dtype,
+    vocab_padded: bool = False,
+) -> Kernels:
+    """The backward pass of `head_forward`; `fused` writes the gradient of the logits without a cast."""
+    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
+    n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
+    v = logits // ends.tokens
+    written = logits * (ends.width if fused else 4)
+    cast = ((Memory(op="cast", read_bytes=4 * logits, written_bytes=logits * ends.width), 1),)
+    return (
+        (Memory(op="cross_entropy", read_bytes=4 * logits, written_bytes=written), 1),
+        *(() if fused else cast),
+        ends.gemm(ends.tokens, model.hidden, v),
+        ends.gemm(v, model.hidden, ends.tokens),
+        *ends.transform_backward(),
+        *ends.pooler_backward(micro_batch),
+        *((ends.moved("norm", 2 * n, n),) if model.final_norm else ()),
+    )
+
+
+class _Ends:
+    """Tokens and types at the two ends of a model."""
+
+    def __init__(
+        self, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype
+    ) -> None:
+        self.model = model
+        self.tokens = sequence * micro_batch
+        assert not sp or self.tokens % tp == 0, (self.tokens, tp)
+        self.local = self.tokens // tp if sp else self.tokens
+        self.dtype: Dtype = "bf16" if dtype == "fp8" else dtype
+        self.width = BYTES_OF[self.dtype]
+
+    def moved(
+        self, op: MemoryOp, read: int, written: int, mask_read: int = 0, mask_written: int = 0
+    ) -> tuple[Kernel, int]:
+        kernel = Memory(
+            op=op, read_bytes=read * self.width + mask_read, written_bytes=written * self.width + mask_written
+        )
+        return kernel, 1
+
+    def gemm(self, m: int, n: int, k: int) -> tuple[Kernel, int]:
+        return Gemm(m=m, n=n, k=k, dtype=self.dtype), 1
+
+    def pooler(self, batch: int) -> Kernels:
+        """One token of each sequence through the pooler and the classifier."""
+        h, classes = self.model.hidden, self.model.classes
+        return tuple(self.gemm(batch, n, h) for n in (h, classes) if self.model.pooler and n)
+
+    def pooler_backward(self, batch: int) -> Kernels:
+        h, classes = self.model.hidden, self.model.classes
+        outputs = [n for n in (classes, h) if self.model.pooler and n]
+        return tuple(kernel for n in outputs for kernel in (self.gemm(batch, h, n), self.gemm(n, h, batch)))
+
+    def transform(self) -> Kernels:
+        if not self.model.head_transform:
+            return ()
+        h, n = self.model.hidden, self.local * self.model.hidden
+        return self.gemm(self.local, h, h), self.moved("activation", n, n), self.moved("norm", n, n)
+
+    def transform_backward(self) -> Kernels:
+        if not self.model.head_transform:
+            return ()
+        h, n = self.model.hidden, self.local * self.model.hidden
+        return (
+            self.moved("norm", 2 * n, n),
+            self.moved("activation", 2 * n, n),
+            self.gemm(self.local, h, h),
+            self.gemm(h, h, self.local),
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def optimizer_kernels(
+    parameters: int, precision: Dtype, optimizer: Optimizer, gradient: Dtype | None = None
+) -> Kernels:
+    """One pass of the optimizer over `parameters` parameters.
+
+    It reads gradient, weights and state and writes weights and state; in 16-bit and 8-bit training the
+    weights are an fp32 master copy, and a 16-bit copy is written besides. State and master copy are fp32
+    (fp64 in fp64 training), and so is the gradient unless `gradient` names its type.
+    """
+    mixed = precision in ("bf16", "fp16", "fp8")
+    wide = BYTES_OF["fp64" if precision == "fp64" else "fp32"]
+    kept = wide * (1 + STATE_TENSORS[optimizer])
+    read = kept + (wide if gradient is None else BYTES_OF[gradient])
+    written = kept + (BYTES_OF["bf16"] if mixed else 0)
+    return ((Memory(op="optimizer", read_bytes=parameters * read, written_bytes=parameters * written), 1),)
+
+
+@functools.lru_cache(maxsize=1024)
+def accumulation_kernels(parameters: int, dtype: Dtype, gradient: Dtype) -> Kernels:
+    """Adding one micro-batch's weight gradients, of type `dtype`, to a sum of type `gradient`."""
+    kept, fresh = BYTES_OF[gradient], BYTES_OF["bf16" if dtype == "fp8" else dtype]
+    return (
+        (Memory(op="reduce", read_bytes=parameters * (kept + fresh), written_bytes=parameters * kept), 1),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def flops_per_step(model: Model, training: Training, recompute: Recompute = "none") -> int:
+    """Floating-point operations of one optimizer step over all ranks: every GEMM, attention included.
+
+    Megatron's convention: a multiply-add is two, scores that a causal mask discards are counted, the
+    vocabulary is not padded, norms and other element-wise work is not counted. With `none` these are the
+    model FLOPs of MFU, for a GPT 72 B s L h^2 (1 + s/6h + V/12Lh) (Korthikanti et al. 2022); with `selective`
+    or `full`, the hardware FLOPs of HFU, for a fully recomputed GPT 96 B s L h^2 (1 + s/6h + V/16Lh)
+    (Narayanan et al. 2021).
+    """
+    s = training.sequence
+    layer = (
+        *forward(model, s, 1, 1, False, "unfused", True, "bf16"),
+        *backward(model, s, 1, 1, False, "unfused", True, "bf16"),
+        *recomputed(model, s, 1, 1, False, "unfused", True, "bf16", recompute),
+    )
+    head = (
+        *head_forward(model, s, 1, 1, False, True, "bf16"),
+        *head_backward(model, s, 1, 1, False, True, "bf16"),
+    )
+    return training.global_batch * (model.layers * _flops(layer) + _flops(head))
+
+
+def _flops(kernels: Kernels) -> int:
+    return sum(kernel.flops * count for kernel, count in kernels)

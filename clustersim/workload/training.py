@@ -1,0 +1,46 @@
+"""How a model is trained: batch, sequence, precision, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from clustersim.hardware.kernel import Dtype
+from clustersim.units import FILE, Count
+from clustersim.workload.model import Model
+
+Optimizer = Literal["adam", "sgd", "momentum"]
+
+# fp32 (or fp64) state per parameter that the optimizer keeps besides a master copy of the weights.
+STATE_TENSORS: dict[Optimizer, int] = {"adam": 2, "momentum": 1, "sgd": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """`global_batch` in sequences of `sequence` tokens; `tokens`: how many the whole training sees."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    global_batch: int
+    sequence: int
+    precision: Dtype = "bf16"
+    optimizer: Optimizer = "adam"
+    tokens: Count | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "sequence"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.global_batch * self.sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A model and its training."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    model: Model
+    training: Training

@@ -1,0 +1,341 @@
+"""Kernels: their FLOPs equal the published formulas, their bytes follow from what each operation touches."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clustersim.hardware.kernel import Attention, Dtype, Gemm, Kernels, Memory
+from clustersim.workload.layer_kernels import (
+    accumulation_kernels,
+    backward,
+    embedding_backward,
+    embedding_forward,
+    flops_per_step,
+    forward,
+    head_backward,
+    head_forward,
+    optimizer_kernels,
+    recomputed,
+)
+from clustersim.workload.model import Experts, Model
+from clustersim.workload.parameters import parameter_count, tensors
+from clustersim.workload.presets import PRESET_NAMES, preset
+from clustersim.workload.training import Training
+
+
+def _gpt(layers: int, heads: int, head_dim: int, vocab: int = 1000, **changes: object) -> Model:
+    h = heads * head_dim
+    model = Model(
+        name="g", layers=layers, hidden=h, heads=heads, kv_heads=heads, head_dim=head_dim, ffn_hidden=4 * h,
+        vocab=vocab, positions=64,
+    )  # fmt: skip
+    return dataclasses.replace(model, **changes)  # type: ignore[arg-type]
+
+
+def _flops(kernels: Kernels) -> int:
+    return sum(kernel.flops * count for kernel, count in kernels)
+
+
+def _bytes(kernels: Kernels) -> int:
+    return sum(k.traffic_bytes * count for k, count in kernels if isinstance(k, Memory))
+
+
+def _ops(kernels: Kernels) -> list[str]:
+    return [kernel.op if isinstance(kernel, Memory) else kernel.kind for kernel, _ in kernels]
+
+
+SIZES = {
+    "layers": st.integers(1, 120),
+    "heads": st.integers(1, 64),
+    "head_dim": st.integers(1, 160),
+    "vocab": st.integers(1, 300_000),
+    "sequence": st.integers(1, 8192),
+    "batch": st.integers(1, 4096),
+}
+
+
+@given(**SIZES)
+def test_model_and_hardware_flops_of_a_gpt(
+    layers: int, heads: int, head_dim: int, vocab: int, sequence: int, batch: int
+) -> None:
+    """Korthikanti et al. 2022, equation 7 and Narayanan et al. 2021, equation 3, as rationals."""
+    model, h = _gpt(layers, heads, head_dim, vocab), heads * head_dim
+    training = Training(global_batch=batch, sequence=sequence)
+    unit = batch * sequence * layers * h * h
+    attention, logits = Fraction(sequence, 6 * h), Fraction(vocab, layers * h)
+    assert flops_per_step(model, training) == 72 * unit * (1 + attention + logits / 12)
+    assert flops_per_step(model, training, "full") == 96 * unit * (1 + attention + logits / 16)
+    core = 4 * batch * sequence * sequence * h * layers
+    assert flops_per_step(model, training, "selective") - flops_per_step(model, training) == core
+
+
+@pytest.mark.parametrize("name", [n for n in PRESET_NAMES if n not in ("mixtral-8x7b", "bert-large")])
+def test_flops_are_six_per_parameter_and_token_besides_attention(name: str) -> None:
+    """6 N per token for the N parameters in the GEMMs, and 12 L s a d for the scores."""
+    model, s = preset(name), 256
+    in_gemms = parameter_count(model) - _outside_gemms(model)
+    expected = s * (6 * in_gemms + 12 * model.layers * s * model.query_width)
+    assert flops_per_step(model, Training(global_batch=1, sequence=s)) == expected
+
+
+def _outside_gemms(model: Model) -> int:
+    """Parameters that are no GEMM's operand: embeddings (the tied one is, as the head), norms and biases."""
+    total = 0
+    for tensor in tensors(model):
+        matrix = len(tensor.shape) == 2 and tensor.kind != "embedding"
+        if not matrix and not (tensor.name == "embedding.word" and model.tied):
+            total += tensor.elements * (model.layers if tensor.per_layer else 1)
+    return total
+
+
+def test_mixture_of_experts_flops() -> None:
+    """Mixtral computes with two experts of eight: N = 12.88e9 active parameters, less the embedding."""
+    model, s = preset("mixtral-8x7b"), 100
+    active = 12_879_925_248 - 32000 * 4096 - 65 * 4096
+    expected = s * (6 * active + 12 * 32 * s * 4096)
+    assert flops_per_step(model, Training(global_batch=1, sequence=s)) == expected
+
+
+@given(
+    tp=st.sampled_from([1, 2, 4, 8]),
+    batch=st.integers(1, 4),
+    attention=st.sampled_from(["flash", "unfused"]),
+    sp=st.booleans(),
+    kv_heads=st.sampled_from([1, 2, 4, 8]),
+    gated=st.booleans(),
+    ep=st.sampled_from([1, 2, 4]),
+    moe=st.booleans(),
+)
+def test_tensor_parallel_ranks_share_the_gemms(
+    tp: int,
+    batch: int,
+    attention: Literal["flash", "unfused"],
+    sp: bool,
+    kv_heads: int,
+    gated: bool,
+    ep: int,
+    moe: bool,
+) -> None:
+    """t ranks together do the GEMM work of one (K and V are copied where there are fewer heads of them)."""
+    experts = Experts(count=4, per_token=2, hidden=64) if moe else None
+    model = _gpt(2, 8, 8, kv_heads=kv_heads, gated=gated, experts=experts)
+    tokens = 24 * batch
+
+    def work(t: int, s: bool, e: int) -> int:
+        args = (model, 24, batch, t, s, attention, True, "bf16", e)
+        assert 2 * _gemm_flops(forward(*args)) == _gemm_flops(backward(*args))
+        return _gemm_flops(forward(*args))
+
+    copies = max(1, tp // kv_heads) - 1
+    router = 2 * tokens * 64 * 4 * (0 if sp else tp - 1) if moe else 0
+    copied = copies * 2 * tokens * 64 * 2 * model.key_width
+    assert tp * work(tp, sp, ep) == work(1, False, 1) + copied + router
+
+
+def _gemm_flops(kernels: Kernels) -> int:
+    return sum(kernel.flops * count for kernel, count in kernels if isinstance(kernel, Gemm))
+
+
+@given(tokens=st.integers(1, 500), ep=st.sampled_from([1, 2, 3, 6]), per_token=st.integers(1, 6))
+def test_every_choice_of_every_token_meets_an_expert(tokens: int, ep: int, per_token: int) -> None:
+    model = _gpt(1, 2, 8, experts=Experts(count=6, per_token=per_token, hidden=40))
+    kernels = forward(model, tokens, 1, 1, False, "flash", True, "bf16", ep)
+    up = [(k.m, count) for k, count in kernels if isinstance(k, Gemm) and k.n == 40]
+    assert sum(m * count for m, count in up) == tokens * per_token
+    assert sum(count for _, count in up) == min(6 // ep, tokens * per_token)
+    assert max(m for m, _ in up) - min(m for m, _ in up) <= 1
+
+
+def test_shapes_of_a_llama_layer() -> None:
+    kernels = forward(preset("llama3-8b"), 8192, 1, 4, True, "flash", True, "bf16")
+    gemms = [(k.m, k.n, k.k) for k, _ in kernels if isinstance(k, Gemm)]
+    assert gemms == [
+        (8192, (4096 + 2 * 1024) // 4, 4096),
+        (8192, 4096, 1024),
+        (8192, 2 * 14336 // 4, 4096),
+        (8192, 4096, 14336 // 4),
+    ]
+    attention = next(k for k, _ in kernels if isinstance(k, Attention))
+    assert (attention.heads, attention.kv_heads, attention.causal) == (8, 2, True)
+    assert _ops(kernels) == [
+        "norm", "gemm", "rotary", "attention", "gemm", "residual",
+        "norm", "gemm", "activation", "gemm", "residual",
+    ]  # fmt: skip
+
+
+def test_encoders_see_both_sides() -> None:
+    kernels = forward(preset("bert-large"), 512, 1, 1, False, "flash", True, "fp16")
+    assert [k.causal for k, _ in kernels if isinstance(k, Attention)] == [False]
+
+
+def test_backward_gemms_transpose_the_forward_ones() -> None:
+    gemms = [
+        k for k, _ in backward(_gpt(1, 4, 16), 32, 2, 1, False, "flash", True, "bf16") if isinstance(k, Gemm)
+    ]
+    shapes = [(k.m, k.n, k.k) for k in gemms]
+    t, h = 64, 64
+    assert shapes == [
+        (t, 4 * h, h), (h, 4 * h, t), (t, h, 4 * h), (4 * h, h, t),
+        (t, h, h), (h, h, t), (t, h, 3 * h), (3 * h, h, t)
+    ]  # fmt: skip
+
+
+def test_memory_operations_of_a_gpt_layer() -> None:
+    """b s h elements between the GEMMs; 4 h inside the feed-forward; s x s per head in the core."""
+    model, s, b = _gpt(1, 4, 16), 32, 2
+    n, scores = s * b * 64, b * 4 * s * s
+    kernels = forward(model, s, b, 1, False, "unfused", True, "bf16")
+    seen = {(k.op, k.read_bytes, k.written_bytes) for k, _ in kernels if isinstance(k, Memory)}
+    assert seen == {
+        ("norm", 2 * n, 2 * n),
+        ("softmax", 2 * scores, 2 * scores),
+        ("dropout", 2 * scores, 3 * scores),
+        ("residual", 4 * n, 3 * n),
+        ("activation", 8 * n, 8 * n),
+    }
+
+
+def test_sequence_parallelism_divides_what_lies_between_the_gemms() -> None:
+    model = _gpt(1, 8, 16)
+    for fused in (True, False):
+        for step in (forward, backward):
+            plain = step(model, 64, 2, 4, False, "flash", fused, "bf16")
+            parallel = step(model, 64, 2, 4, True, "flash", fused, "bf16")
+            for (one, _), (other, _) in zip(plain, parallel, strict=True):
+                if isinstance(one, Memory) and isinstance(other, Memory):
+                    between = one.read_bytes >= 64 * 2 * 128 * 2
+                    split = one.op in ("norm", "residual", "dropout") or (one.op == "bias" and one != other)
+                    assert one.traffic_bytes == other.traffic_bytes * (4 if split else 1)
+                    assert between or not split
+                else:
+                    assert one == other
+
+
+def test_fusion_saves_bytes_and_no_flops() -> None:
+    for name in ("gpt3-1.3b", "llama2-7b", "bert-large", "mixtral-8x7b"):
+        for step in (forward, backward):
+            fused = step(preset(name), 512, 2, 2, False, "unfused", True, "bf16")
+            loose = step(preset(name), 512, 2, 2, False, "unfused", False, "bf16")
+            assert _flops(fused) == _flops(loose)
+            assert _bytes(fused) < _bytes(loose)
+            assert len(fused) < len(loose)
+
+
+def test_dropout_only_where_the_model_has_it() -> None:
+    for fused in (True, False):
+        for step in (forward, backward):
+            dry = step(_gpt(1, 4, 16, dropout=False), 32, 2, 1, False, "unfused", fused, "bf16")
+            wet = step(_gpt(1, 4, 16), 32, 2, 1, False, "unfused", fused, "bf16")
+            assert "dropout" not in _ops(dry)
+            assert _bytes(dry) < _bytes(wet)
+
+
+def test_biases_only_where_the_model_has_them() -> None:
+    assert "bias" not in _ops(backward(preset("llama2-7b"), 64, 1, 1, False, "flash", False, "bf16"))
+    qwen = backward(preset("qwen2.5-7b"), 64, 1, 1, False, "flash", False, "bf16")
+    assert _ops(qwen).count("bias") == 1
+    assert _ops(backward(_gpt(1, 4, 16), 64, 1, 1, False, "flash", True, "bf16")).count("bias") == 4
+
+
+def test_recomputation() -> None:
+    model = _gpt(1, 4, 16)
+    args = (model, 64, 2, 2, False)
+    assert recomputed(*args, "unfused", True, "bf16", "none") == ()
+    assert recomputed(*args, "flash", True, "bf16", "selective") == ()
+    assert recomputed(*args, "unfused", True, "bf16", "full") == forward(*args, "unfused", True, "bf16")
+    core = recomputed(*args, "unfused", True, "bf16", "selective")
+    assert _ops(core) == ["gemm", "softmax", "dropout", "gemm"]
+    assert _flops(core) == 4 * 2 * 64 * 64 * 64 // 2
+
+
+def test_fp8_covers_the_linear_layers_only() -> None:
+    kernels = forward(preset("llama3-8b"), 128, 1, 1, False, "unfused", True, "fp8")
+    dtypes = [(k.batch > 1, k.dtype) for k, _ in kernels if isinstance(k, Gemm)]
+    assert set(dtypes) == {(False, "fp8"), (True, "bf16")}
+    assert _ops(kernels).count("cast") == 4
+    assert "cast" not in _ops(forward(preset("llama3-8b"), 128, 1, 1, False, "unfused", True, "bf16"))
+    head = head_forward(preset("llama3-8b"), 128, 1, 1, False, True, "fp8")
+    assert {k.dtype for k, _ in head if isinstance(k, Gemm)} == {"bf16"}
+
+
+def test_query_and_key_norms_and_rotary_positions() -> None:
+    model = _gpt(1, 4, 16, kv_heads=2, rotary=True, qk_norm=True)
+    kernels = forward(model, 32, 1, 1, False, "flash", True, "bf16")
+    touched = 2 * 32 * (64 + 32)
+    rotary = [k for k, _ in kernels if isinstance(k, Memory) and k.op == "rotary"]
+    assert [(k.read_bytes, k.written_bytes) for k in rotary] == [(touched, touched)]
+    assert _ops(kernels)[:5] == ["norm", "gemm", "norm", "rotary", "attention"]
+
+
+def test_embedding() -> None:
+    model, n = _gpt(1, 4, 16), 2 * 32 * 2 * 64
+    kernels = embedding_forward(model, 32, 2, 1, False, "bf16")
+    assert [(k.traffic_bytes) for k, _ in kernels] == [2 * n, 3 * n, 2 * n + n // 2]
+    back = embedding_backward(model, 32, 2, 4, True, "bf16")
+    dropout, cleared, added, positions = [k.traffic_bytes for k, _ in back]
+    assert (dropout, cleared) == ((2 * n + n // 2) // 4, 250 * 64 * 2)
+    assert (added, positions) == (3 * n, n)
+    bert = embedding_forward(preset("bert-large"), 32, 2, 1, False, "bf16")
+    assert _ops(bert) == ["embedding", "embedding", "embedding", "norm", "dropout"]
+
+
+def test_head() -> None:
+    model, t = preset("gpt3-125m"), 2048
+    for fused in (True, False):
+        ahead = head_forward(model, 1024, 2, 8, True, fused, "bf16", True)
+        behind = head_backward(model, 1024, 2, 8, True, fused, "bf16", True)
+        logits = t * 6400  # 51,200 padded columns over 8 ranks
+        assert [k.flops for k, _ in ahead if isinstance(k, Gemm)] == [2 * logits * 768]
+        assert 2 * _flops(ahead) == _flops(behind)
+        cross = next(k for k, _ in ahead if isinstance(k, Memory) and k.op == "cross_entropy")
+        assert cross.traffic_bytes == 4 * logits * (3 if fused else 8)
+    odd = head_forward(model, 1024, 2, 8, False, True, "bf16")
+    assert [k.n for k, _ in odd if isinstance(k, Gemm)] == [6283]
+
+
+def test_bert_head_has_its_transform_pooler_and_classifier() -> None:
+    kernels = head_forward(preset("bert-large"), 128, 4, 1, False, True, "fp16")
+    shapes = [(k.m, k.n) for k, _ in kernels if isinstance(k, Gemm)]
+    assert shapes == [(4, 1024), (4, 2), (512, 1024), (512, 30522)]
+    assert 2 * _flops(kernels) == _flops(head_backward(preset("bert-large"), 128, 4, 1, False, True, "fp16"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "gradient", "read", "written"),
+    [
+        ("bf16", "adam", None, 16, 14),
+        ("bf16", "adam", "bf16", 14, 14),
+        ("fp16", "momentum", None, 12, 10),
+        ("fp8", "sgd", "bf16", 6, 6),
+        ("fp32", "adam", None, 16, 12),
+        ("tf32", "sgd", None, 8, 4),
+        ("fp64", "adam", None, 32, 24),
+    ],
+)
+def test_optimizer_traffic(
+    precision: Dtype,
+    optimizer: Literal["adam", "sgd", "momentum"],
+    gradient: Dtype | None,
+    read: int,
+    written: int,
+) -> None:
+    ((kernel, count),) = optimizer_kernels(1000, precision, optimizer, gradient)
+    assert isinstance(kernel, Memory)
+    assert (kernel.read_bytes, kernel.written_bytes, count) == (1000 * read, 1000 * written, 1)
+
+
+def test_accumulation_traffic() -> None:
+    ((kernel, _),) = accumulation_kernels(10, "bf16", "fp32")
+    assert isinstance(kernel, Memory)
+    assert (kernel.read_bytes, kernel.written_bytes) == (60, 40)
+
+
+def test_kernels_are_cached() -> None:
+    args = (preset("gpt3-175b"), 2048, 1, 8, True, "flash", True, "bf16")
+    assert forward(*args) is forward(*args)
