@@ -7,27 +7,38 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from clustersim.errors import InputError, Place, ProfileError, ScenarioError
+from clustersim.mistakes import Located, explain, key_of, located, near, yaml_mend
+
+__all__ = [
+    "Located", "adapter", "digest", "json_text", "load", "located", "parse_yaml", "plain", "profile_folders",
+    "profile_names", "profile_path", "read_csv", "read_tree", "save", "scenario_names", "scenario_path",
+    "user_folder", "validated", "write_bytes", "write_text", "yaml_text",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 _LARGEST_YAML_BYTES = 2_000_000
 _LARGEST_JSON_BYTES = 500_000_000
 _MOST_VALUES = 200_000
-Located = Mapping[tuple[str | int, ...], tuple[int, int]]
+# Floats count whole numbers exactly up to here.
+_LARGEST_WHOLE = 2**53
+
+
+def adapter(type_: Any) -> TypeAdapter[Any]:
+    """The reader and writer of a type; built once a process, because building costs milliseconds."""
+    return _adapter(type_)
 
 
 @functools.cache
-def adapter(type_: Any) -> TypeAdapter[Any]:
-    """The reader and writer of a type; built once a process, because building costs milliseconds."""
-    return TypeAdapter(type_)
+def _adapter(type_: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, type_))
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -63,7 +74,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ScenarioError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+        raise ScenarioError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}") from None
 
@@ -75,147 +86,113 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Located]:
 
     yaml = YAML(typ="rt", pure=True)
     try:
+        if "*" in text:
+            _refuse_loop(text, name)
         tree = yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(file=name, line=mark.line + 1, column=mark.column + 1) if mark else name
         problem = " ".join(str(error.problem or error.context or "is not YAML").split())
-        raise ScenarioError(f"{place}: YAML: {problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+        raise ScenarioError(f"{place}: YAML: {yaml_mend(problem)}") from None
+    except RecursionError:
+        raise ScenarioError(f"{name}: YAML: nested too deeply; write less") from None
+    except (YAMLError, ValueError) as error:
         raise ScenarioError(f"{name}: YAML: {' '.join(str(error).split())[:200]}") from None
     _refuse_bomb(tree, name)
     places: dict[tuple[str | int, ...], tuple[int, int]] = {}
-    return _plain(tree, (), places), places
+    return _plain(tree, (), places, name), places
+
+
+def _refuse_loop(text: str, name: str) -> None:
+    """An alias inside of what it stands for has no end."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+    open_: list[str | None] = []
+    for event in YAML(typ="rt", pure=True).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            open_.append(event.anchor)
+        elif isinstance(event, CollectionEndEvent):
+            open_.pop()
+        elif isinstance(event, AliasEvent) and event.anchor in open_:
+            place = Place(file=name, line=event.start_mark.line + 1, column=event.start_mark.column + 1)
+            raise ScenarioError(f"{place}: YAML: the alias *{event.anchor} contains itself; write the value out")
 
 
 def _refuse_bomb(tree: Any, name: str) -> None:
     """Aliases are shared objects until somebody walks them: count the walk first."""
     sizes: dict[int, int] = {}
-    open_: set[int] = set()
 
     def size(node: Any) -> int:
         if not isinstance(node, (Mapping, list)):
             return 1
-        if id(node) in sizes:
-            return sizes[id(node)]
-        if id(node) in open_:
-            raise ScenarioError(f"{name}: YAML: an alias contains itself; write the value out")
-        open_.add(id(node))
-        children = node.values() if isinstance(node, Mapping) else node
-        sizes[id(node)] = 1 + sum(size(child) for child in children)
-        open_.discard(id(node))
+        if id(node) not in sizes:
+            children = node.values() if isinstance(node, Mapping) else node
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
         return sizes[id(node)]
 
-    try:
-        total = size(tree)
-    except RecursionError:
-        raise ScenarioError(f"{name}: YAML: nested too deeply") from None
+    total = size(tree)
     if total > _MOST_VALUES:
         raise ScenarioError(f"{name}: YAML: {total} values after expanding aliases, {_MOST_VALUES} at most; write less")
 
 
-def _plain(node: Any, path: tuple[str | int, ...], places: dict[tuple[str | int, ...], tuple[int, int]]) -> Any:
+def _plain(
+    node: Any, path: tuple[str | int, ...], places: dict[tuple[str | int, ...], tuple[int, int]], name: str
+) -> Any:
+    where = getattr(node, "lc", None)
     if isinstance(node, Mapping):
         result: dict[str, Any] = {}
         for key, value in node.items():
-            spelled = str(key)
-            where = getattr(node, "lc", None)
+            inner = (*path, str(key))
             if where is not None:
-                line, column = where.value(key) if not isinstance(value, (Mapping, list)) else where.key(key)
-                places[(*path, spelled)] = (line + 1, column + 1)
-            result[spelled] = _plain(value, (*path, spelled), places)
+                line, column = where.key(key)
+                places[key_of(inner)] = places[inner] = (line + 1, column + 1)
+                if value is not None and not isinstance(value, (Mapping, list)):
+                    line, column = where.value(key)
+                    places[inner] = (line + 1, column + 1)
+            result[str(key)] = _plain(value, inner, places, name)
         return result
     if isinstance(node, list):
         items = []
         for index, value in enumerate(node):
-            where = getattr(node, "lc", None)
+            inner = (*path, index)
             if where is not None:
                 line, column = where.item(index)
-                places[(*path, index)] = (line + 1, column + 1)
-            items.append(_plain(value, (*path, index), places))
+                places[inner] = (line + 1, column + 1)
+            items.append(_plain(value, inner, places, name))
         return items
     if isinstance(node, bool) or node is None:
         return node
     if isinstance(node, int):
+        if abs(node) > _LARGEST_WHOLE:
+            raise ScenarioError(located(name, places, path, f"{node} is too large; write at most {_LARGEST_WHOLE}"))
         return int(node)
     if isinstance(node, float):
         return float(node)
     return str(node)
 
 
-def validated(type_: type[T] | Any, tree: Any, name: str, places: Located | None = None) -> T:
-    """`tree` as a value of `type_`; the first mistake as one line with file, line, column, path and mend."""
+def validated(
+    type_: type[T] | Any, tree: Any, name: str, places: Located | None = None, at: tuple[str | int, ...] = ()
+) -> T:
+    """`tree` as a value of `type_`; the first mistake as one line with file, line, column, path and mend.
+
+    `at` is where in the file `tree` stands, for a part of one.
+    """
+    if tree is None and not at:
+        raise ScenarioError(f"{name}: is empty; `clustersim init` writes a scenario to start from")
     try:
         return adapter(type_).validate_python(tree)  # type: ignore[no-any-return]
     except ValidationError as error:
-        raise ScenarioError(explain(error, name, places or {})) from None
-
-
-def explain(error: ValidationError, name: str, places: Located) -> str:
-    """One line for the mistake that stands deepest in the file (a union reports one per member), and the mend."""
-    details = error.errors(include_url=False)
-    worst = max(details, key=lambda d: (_known_depth(d["loc"], places), _weight(d)))
-    return located(name, places, _file_path(worst["loc"], places), _message(worst))
-
-
-def located(name: str, places: Located, path: tuple[str | int, ...], message: str) -> str:
-    """`message` behind the file, the line and column of `path` (or of the nearest block around it), and the path."""
-    spot = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), None)
-    where = f"{name}:{spot[0]}:{spot[1]}" if spot else (f"{name}:1:1" if places else name)
-    return f"{where}: {'.'.join(map(str, path)) or 'file'}: {message}"
-
-
-def _weight(detail: ErrorDetails) -> int:
-    return {"quantity": 3, "value_error": 3, "unexpected_keyword_argument": 2, "missing": 1}.get(detail["type"], 0)
-
-
-def _known_depth(loc: tuple[str | int, ...], places: Located) -> int:
-    return len(_file_path(loc, places)) if places else len(loc)
-
-
-def _file_path(loc: tuple[str | int, ...], places: Located) -> tuple[str | int, ...]:
-    """`loc` without the names of union members that pydantic puts between the keys."""
-    if not places:
-        return loc
-    path: tuple[str | int, ...] = ()
-    for index, part in enumerate(loc):
-        if (*path, part) in places or index == len(loc) - 1:
-            path = (*path, part)
-    return path
-
-
-def _message(detail: ErrorDetails) -> str:
-    kind, context, given = detail["type"], detail.get("ctx", {}), detail.get("input")
-    if kind == "quantity":
-        return str(context["reason"])
-    if kind == "unexpected_keyword_argument":
-        return "unknown key; see `clustersim schema` for the keys allowed here"
-    if kind == "missing":
-        return "this key is required and missing"
-    if kind == "value_error":
-        return str(context.get("error", detail["msg"]))
-    if kind in ("literal_error", "enum"):
-        return f"{given!r} is not one of {context.get('expected')}"
-    if kind == "union_tag_invalid":
-        return f"{context.get('tag')!r} is not one of {context.get('expected_tags')}"
-    if kind in ("int_parsing", "int_type", "int_from_float"):
-        return f"{given!r} is not a whole number; write e.g. 8"
-    if kind in ("dataclass_type", "dict_type", "model_type"):
-        return f"{_short(given)} is not a block of keys; write e.g. {{key: value}}"
-    message = " ".join(detail["msg"].split())
-    return message[:1].lower() + message[1:] + (f", not {_short(given)}" if given is not None else "")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        schema = adapter(type_).json_schema(by_alias=True)
+        raise ScenarioError(explain(error, tree, name, places or {}, schema, at)) from None
 
 
 def load(type_: type[T] | Any, path: str | Path) -> T:
     """The file at `path` as a value of `type_`; ScenarioError, one line, where it is not one."""
     path = Path(path)
     tree, places = read_tree(path)
-    return validated(type_, tree, str(path), places)
+    return validated(type_, tree, str(path), places)  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -329,8 +306,9 @@ def profile_path(kind: str, name: str) -> Path:
         for candidate in (root / kind / name / f"{single}.yaml", root / kind / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    known = ", ".join(sorted(profile_names(kind)))
-    raise ProfileError(f"{name!r} is not a known {single}; known: {known}{_nearest(name, profile_names(kind))}")
+    known = profile_names(kind)
+    mend = near(name, known) or f"; known: {', '.join(sorted(known))}"
+    raise ProfileError(f"{name!r} is not a known {single}{mend}")
 
 
 def profile_names(kind: str) -> set[str]:
@@ -344,13 +322,6 @@ def profile_names(kind: str) -> set[str]:
     return names
 
 
-def _nearest(name: str, known: Sequence[str] | set[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def scenario_path(name: str) -> Path:
     """A scenario file by path, or a shipped scenario by name."""
     given = Path(name)
@@ -360,9 +331,8 @@ def scenario_path(name: str) -> Path:
     if shipped.is_file():
         return shipped
     known = sorted(scenario_names())
-    raise ScenarioError(
-        f"{name}: no such file, and no built-in scenario of that name; built in: {', '.join(known)}{_nearest(name, known)}"
-    )
+    mend = near(name, known) or f"; built in: {', '.join(known)}"
+    raise ScenarioError(f"{name}: no such file, and no built-in scenario of that name{mend}")
 
 
 def scenario_names() -> Iterator[str]:

@@ -65,6 +65,14 @@ class LayoutSpec:
     bucket_bytes: Bytes | None = None
     partition_bytes: Bytes | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("dp", "tp", "pp", "micro_batch", "virtual_stages"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.servers is not None and self.servers < 0:
+            raise ValueError(f"servers must not be negative, but is {self.servers}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpec:
@@ -141,6 +149,15 @@ class Question:
     digests: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block of keys of a file, for errors: the file's name, its places, and the path of the block."""
+
+    name: str
+    places: files.Located
+    path: tuple[str | int, ...]
+
+
 def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located | None = None) -> Question:
     """Look up every profile and the model that `scenario` names. Reads profile files; ScenarioError on a bad name.
 
@@ -154,7 +171,13 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
         try:
             return find()
         except ClustersimError as error:
-            raise wrong(path, str(error)) from None
+            # An error in a part of this file says where it is already.
+            if str(error).startswith(f"{name}:"):
+                raise
+            raise wrong(path, str(error).removeprefix(f"{path[-1]}: ")) from None
+
+    def block(*keys: str) -> Block:
+        return Block(name=name, places=places or {}, path=("cluster", *keys))
 
     digests: dict[str, str] = {}
     spec = scenario.cluster
@@ -163,7 +186,8 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
     workers, servers = [], []
     for kind in spec.nodes:
         path = ("cluster", "nodes", kind)
-        machine, low, high = looked_up(path, lambda k=kind: _machine(k, spec.nodes[k], digests))  # type: ignore[misc]
+        here = block("nodes", kind)
+        machine, low, high = looked_up(path, lambda k=kind, b=here: _machine(k, spec.nodes[k], digests, b))  # type: ignore[misc]
         if low != high:
             raise wrong(path, "a range of worker nodes is not searched; write one count")
         if high < 1:
@@ -176,7 +200,8 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
     least = 0
     for kind in spec.servers:
         path = ("cluster", "servers", kind)
-        machine, least, most = looked_up(path, lambda k=kind: _machine(k, spec.servers[k], digests))  # type: ignore[misc]
+        here = block("servers", kind)
+        machine, least, most = looked_up(path, lambda k=kind, b=here: _machine(k, spec.servers[k], digests, b))  # type: ignore[misc]
         if most > 0:
             servers.append(machine)
     if len(spec.servers) > 1:
@@ -208,6 +233,8 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
             f"{scenario.training.sequence} tokens, but {model.name} has {model.positions} learned positions; "
             f"write at most {model.positions}",
         )
+    if scenario.constraints.deadline_s is not None and scenario.training.tokens is None:
+        raise wrong(("constraints", "deadline"), "needs training.tokens, to know how long the whole training is")
     dtype = scenario.training.precision
     for machine in workers:
         assert machine.device is not None
@@ -233,7 +260,7 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
     )
 
 
-def _machine(kind: str, given: NodeSpec, digests: dict[str, str]) -> tuple[Machine, int, int]:
+def _machine(kind: str, given: NodeSpec, digests: dict[str, str], block: Block) -> tuple[Machine, int, int]:
     """The machine of a `nodes:` or `servers:` entry, and its count or range."""
     overrides: dict[str, Any] = {}
     count: object = given
@@ -243,7 +270,7 @@ def _machine(kind: str, given: NodeSpec, digests: dict[str, str]) -> tuple[Machi
         if count is None:
             raise ScenarioError("count is required and missing; write e.g. {count: 4}")
     low, high = _range(count)
-    node = overridden_node(kind, overrides)
+    node = overridden_node(kind, overrides, block)
     digests[f"nodes/{kind}"] = files.digest(node)
     nic = load_link(node.nic.link)
     inside = load_link(node.interconnect.link) if node.interconnect is not None else None
@@ -276,13 +303,13 @@ def _range(count: object) -> tuple[int, int]:
     return low, high
 
 
-def overridden_node(kind: str, overrides: dict[str, Any]) -> Node:
+def overridden_node(kind: str, overrides: dict[str, Any], block: Block) -> Node:
     """A node profile with some of its keys replaced, nested blocks merged key by key."""
     if not overrides:
         return load_node(kind)
     path = files.profile_path("nodes", kind)
     tree, _ = files.read_tree(path)
-    found: Node = files.validated(Node, _merged(tree, overrides), f"{kind}, with what the scenario sets")
+    found: Node = files.validated(Node, _merged(tree, overrides), block.name, block.places, block.path)
     return found
 
 
@@ -308,8 +335,12 @@ def question(tree: Any, name: str, places: files.Located | None = None) -> Quest
         try:
             with_settings(scenario, entry)
         except ClustersimError as error:
-            message = files.located(name, places or {}, ("what_if", index, "set"), str(error))
-            raise ScenarioError(message) from None
+            message = str(error).removeprefix(f"what-if {entry.name!r}: ")
+            # The setting to blame: the one that the message is about, or the only one.
+            keys = [key for key in entry.set if message.startswith(key)] or list(entry.set)[: len(entry.set) == 1]
+            path: tuple[str | int, ...] = ("what_if", index, "set", *keys[:1])
+            about = message.removeprefix(f"{keys[0]}: ") if keys else message
+            raise ScenarioError(files.located(name, places or {}, path, about, key=True)) from None
     return found
 
 

@@ -173,6 +173,7 @@ def human_seconds(value: float) -> str:
 
 def _human(value: float, scales: tuple[tuple[str, float], ...], base: str, base_size: float = 1.0) -> str:
     for unit, size in scales:
-        if abs(value) >= size:
+        # What three digits round up to 1000 is one of the next unit.
+        if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g} {unit}" if abs(value) < 1000 * size else f"{value / size:.0f} {unit}"
     return f"{value / base_size:.3g} {base}"

@@ -28,7 +28,8 @@ from clustersim.workload.model import Model
 from clustersim.workload.training import Optimizer, Training, Workload
 
 MODEL = Model(
-    name="test", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn_hidden=48, vocab=256, positions=16, dropout=False
+    name="test", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn_hidden=48, vocab=256, positions=16,
+    dropout=False,
 )  # fmt: skip
 LLAMA = replace(
     MODEL, name="test-llama", positions=0, rotary=True, gated=True, norm="rmsnorm", bias=False, tied=False, qk_norm=True
@@ -79,6 +80,7 @@ def make_task(
     warmup: int = 1,
     weights: Path | None = None,
     timeout_s: float = 20.0,
+    devices_per_node: int = 1,
 ) -> Task:
     layout = Layout(
         mesh=Mesh(dp=dp, tp=1, pp=1),
@@ -88,16 +90,17 @@ def make_task(
         recompute="none",
         precision=Precision(compute=dtype, gradient=dtype, optimizer="fp64" if dtype == "fp64" else "fp32"),
         order="tp-dp-pp",
-        sync=(SyncRule(reduce_in_node=False, scheme=scheme),),
+        sync=(SyncRule(reduce_in_node=True, scheme=scheme),),
     )
     training = Training(global_batch=global_batch, sequence=16, precision=dtype, optimizer=optimizer)
     workload = Workload(model=model, training=training)
-    program = lower(workload, layout, FRAMEWORK, 1)
+    program = lower(workload, layout, FRAMEWORK, devices_per_node)
     return Task(
         workload=workload,
         layout=layout,
         program=program,
         program_digest=files.digest(program),
+        devices_per_node=devices_per_node,
         device_kind="cpu",
         steps=steps,
         warmup=warmup,
@@ -128,6 +131,13 @@ def die_on_one(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], Non
 
     if rank == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def sleep(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None]) -> None:
+    import os
+
+    tell(str(os.getpid()))
     time.sleep(60)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clustersim.app import looking, planning, running
+from clustersim.app import looking, machine, planning, running
 from clustersim.app.screen import end_progress, settings
 from clustersim.errors import ClustersimError
 
@@ -56,6 +56,7 @@ def _options(
 
 planning.add_to(app)
 running.add_to(app)
+machine.add_to(app)
 looking.add_to(app)
 
 
@@ -64,26 +65,21 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    arguments: list[str] = []
-    front: list[str] = []
-    rest = sys.argv[1:]
-    plain = rest.index("--") if "--" in rest else len(rest)
-    for argument in rest[:plain]:
-        (front if argument in _EVERYWHERE else arguments).append(_EVERYWHERE.get(argument, argument))
-    sys.exit(run([*front, *arguments, *rest[plain:]]))
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; its exit code. Prints at most one line on stderr about what went wrong."""
-    settings.debug = "--debug" in arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    front = [_EVERYWHERE[argument] for argument in arguments[:end] if argument in _EVERYWHERE]
+    rest = [argument for argument in arguments[:end] if argument not in _EVERYWHERE] + arguments[end:]
+    settings.quiet, settings.debug = "--quiet" in front, "--debug" in front
     try:
-        code = app(arguments, prog_name="clustersim", standalone_mode=False)
+        code = app([*front, *rest], prog_name="clustersim", standalone_mode=False)
         sys.stdout.flush()
     except ClustersimError as error:
         return _told(" ".join(str(error).split()), error.exit_code)
-    except typer.Abort:
-        return _told("interrupted", _INTERRUPTED)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _told("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe has seen enough: end like any Unix tool, and let nothing be flushed at exit.
@@ -94,6 +90,8 @@ def run(arguments: list[str]) -> int:
         if usage is not None:
             return _usage(error, usage())
         return _told(_bug(error), _BUG)
+    if code == _INTERRUPTED:
+        return _told("interrupted", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +13,8 @@ from clustersim.app import screen
 from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic.json_schema import GenerateJsonSchema
+
     from clustersim.cluster.cluster import Cluster
 
 
@@ -136,13 +139,30 @@ def json_schema(kind: FileKind) -> dict[str, Any]:
         FileKind.scenario: Scenario, FileKind.plan: Plan, FileKind.run: Run, FileKind.device: Device,
         FileKind.node: Node, FileKind.link: Link, FileKind.framework: Framework, FileKind.fabric: Fabric,
     }  # fmt: skip
-    found = adapter(types[kind]).json_schema(by_alias=True)
+    found = adapter(types[kind]).json_schema(by_alias=True, schema_generator=_schema_writer())
     found.pop("title", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"clustersim {kind.value} file",
         **found,
     }
+
+
+def _schema_writer() -> type[GenerateJsonSchema]:
+    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+    from pydantic_core import core_schema
+
+    class Writer(GenerateJsonSchema):
+        """Writes the default of a quantity as a file has it: with its unit."""
+
+        def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+            writer = schema["schema"].get("serialization")
+            if isinstance(schema.get("default"), float) and writer is not None and writer["type"] == "function-plain":
+                function = cast(Callable[[float], object], writer["function"])
+                schema = {**schema, "default": function(schema["default"])}
+            return super().default_schema(schema)
+
+    return Writer
 
 
 def init_command(

@@ -39,7 +39,7 @@ class Leaves:
 
 
 def leaves(cluster: Cluster) -> Leaves:
-    """The leaf switches of a cluster; one switch where the fabric is one switch. The rate is of all uplinks of a leaf."""
+    """The leaf switches of a cluster, or its one switch; the rate is that of all uplinks of a leaf together."""
     fabric = cluster.fabric
     if fabric.kind == "one-switch":
         return Leaves(count=1, rails=1, uplink_bytes_per_s=math.inf)

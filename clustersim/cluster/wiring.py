@@ -63,7 +63,8 @@ NO_TRAFFIC = Traffic(links=np.empty(0, np.int64), loads=np.empty(0), near=np.emp
 class Wiring:
     """The links of a cluster whose worker ranks fill its devices in order.
 
-    `capacity[l]` is the datasheet rate of link l in bytes/s, faults included. Building is O(links), a route O(1).
+    `capacity[l]` is the datasheet rate of link l in bytes/s, faults included, `kinds[l]` its Port. Building is
+    O(links), a route O(1).
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -102,6 +103,7 @@ class Wiring:
             self.offset[port] = total
             total += counts[port]
         self.links = total
+        self.kinds = np.repeat(np.array(list(Port), np.uint64), [counts[port] for port in Port])
         self.shared_host = cluster.workers[0].nic.kind == "loopback"
         self.capacity = self._capacities()
 
@@ -149,7 +151,7 @@ class Wiring:
 
     def kind_of(self, link: int) -> Port:
         """What kind of link a number stands for."""
-        return max((port for port in Port if self.offset[port] <= link), key=lambda port: self.offset[port])
+        return Port(int(self.kinds[link]))
 
     # ---------------------------------------------------------------------------------------------- places
 
@@ -212,6 +214,18 @@ class Wiring:
         same = self.leaf_of(self.node_of(a), self.port_of(a)) == self.leaf_of(self.node_of(b), self.port_of(b))
         return 0, 1 if bool(same[0]) else 3
 
+    def most_switches(self, sources: Ints, targets: Ints) -> int:
+        """The fabric switches that the longest of these routes crosses: 0 inside nodes, 1 below a leaf, 3 else."""
+        here, there = self.node_of(sources), self.node_of(targets)
+        far = here != there
+        if self.shared_host or not bool(far.any()):
+            return 0
+        if not self.has_leaves:
+            return 1
+        up = self.leaf_of(here[far], self.port_of(sources[far]))
+        down = self.leaf_of(there[far], self.port_of(targets[far]))
+        return 3 if bool((up != down).any()) else 1
+
     def with_servers(
         self, ranks: Ints, hosts: Ints, host_shares: Floats, homes: Ints, home_shares: Floats, *, push: bool
     ) -> Traffic:
@@ -258,12 +272,21 @@ class Wiring:
         senders = np.bincount(leaf, weights=by_port.ravel(), minlength=self.leaves)
         host_leaf = self.leaf_of(self.nodes + hosts, hosts % self.ports_per_node)
         served = np.bincount(host_leaf, weights=host_shares, minlength=self.leaves)
-        # A co-located server takes each rank's traffic at the port of the rank's own index.
-        weight = by_port.sum(axis=0) / max(1.0, by_port.sum())
-        homes = np.bincount(leaf, weights=own_share[node] * weight[port], minlength=self.leaves)
-        total = by_port.sum()
-        up = senders * (1.0 - np.minimum(1.0, served + homes))
-        down = (served + homes) * (total - senders)
+        # A co-located server takes each rank's traffic at the port of the rank's own index: on rails, traffic with it
+        # keeps to the leaves of that index.
+        if self._rail:
+            group = np.bincount(
+                np.arange(self.nodes) // self._per_leaf, weights=own_share, minlength=self.leaves // self.ports_per_node
+            )
+            homes = np.repeat(group, self.ports_per_node)
+            reaching = np.tile(by_port.sum(axis=0), self.leaves // self.ports_per_node)
+        else:
+            homes = np.bincount(np.arange(self.nodes) // self._per_leaf, weights=own_share, minlength=self.leaves)
+            reaching = np.full(self.leaves, by_port.sum())
+        up = senders * np.maximum(0.0, 1.0 - served - homes)
+        down = served * (by_port.sum() - senders) + homes * (reaching - senders)
+        # What rounding leaves of nothing is no traffic.
+        up[up < 1e-12 * by_port.sum()] = 0.0
         first, second = (Port.LEAF_UP, Port.LEAF_DOWN) if push else (Port.LEAF_DOWN, Port.LEAF_UP)
         every = np.arange(self.leaves)
         return [(self.offset[first] + every, up), (self.offset[second] + every, down)]

@@ -13,13 +13,18 @@ from clustersim.timeline import OpKind, Phase
 Mark = float | torch.cuda.Event
 
 
+def timing_event() -> torch.cuda.Event:
+    """An event that records a time."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 class Clock:
     """Takes marks and resolves them. time.monotonic() is one clock for all processes of a host."""
 
     def __init__(self, device: torch.device) -> None:
         self._anchor: tuple[float, torch.cuda.Event] | None = None
         if device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = timing_event()
             torch.cuda.synchronize(device)
             event.record()
             event.synchronize()
@@ -33,7 +38,7 @@ class Clock:
         """Now: when everything issued before this call in the current stream is done."""
         if self._anchor is None:
             return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)
+        event = timing_event()
         event.record()
         return event
 
@@ -44,7 +49,7 @@ class Clock:
         assert self._anchor is not None
         base, first = self._anchor
         mark.synchronize()
-        return base + first.elapsed_time(mark) * 1e-3
+        return base + float(first.elapsed_time(mark)) * 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

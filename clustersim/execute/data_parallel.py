@@ -1,4 +1,4 @@
-"""Data parallelism with one all-reduce per bucket: DistributedDataParallel where it overlaps, flat buckets where not."""
+"""Data parallelism, one all-reduce per bucket: DistributedDataParallel where it overlaps, flat buckets where not."""
 
 from __future__ import annotations
 
@@ -56,10 +56,13 @@ class FlatAllReduce:
         self._notes = notes
         self._ranks = task.layout.mesh.dp
         self._flat = FlatBuckets(
-            gpt, task.program.buckets, TORCH_DTYPE[precision.gradient], notes.clock, lambda _, when: self.ready.append(when)
+            gpt, task.program.buckets, TORCH_DTYPE[precision.gradient], notes.clock, self._on_ready
         )
         rule = task.workload.training.optimizer
         self._optimizer = Optimizer(self._flat.weights, rule, TORCH_DTYPE[precision.optimizer])
+
+    def _on_ready(self, bucket: int, when: Mark) -> None:
+        self.ready.append(when)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         return self._gpt(tokens, targets)  # type: ignore[no-any-return]
@@ -95,9 +98,11 @@ class Stage(nn.Module):
         self.has_head = bucket.last_layer == layers
 
     def forward(self, x: Tensor, targets: Tensor, tied: Tensor | None) -> Tensor:
-        for layer in self.layers[:-1] if self.has_head else self.layers:
+        *body, last = self.layers
+        for layer in body:
             x = layer(x)
-        return self.layers[-1](x, targets, tied) if self.has_head else x
+        y: Tensor = last(x, targets, tied) if self.has_head else last(x)
+        return y
 
 
 class OverlappedAllReduce:
@@ -117,7 +122,6 @@ class OverlappedAllReduce:
             size = sum(p.numel() * p.element_size() for p in parameters)
             stage = DistributedDataParallel(
                 Stage(gpt, bucket, task.workload.model.layers),
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=size // 2**20 + 2,
             )
@@ -144,14 +148,14 @@ class OverlappedAllReduce:
                     stack.enter_context(stage.no_sync())
             yield
 
-    def _all_reduce(self, bucket: Bucket, found: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _all_reduce(self, bucket: Bucket, found: Any) -> torch.futures.Future[Tensor]:
         """The communication hook: the sum over all ranks, in the type in which gradients travel."""
         ready = self._notes.clock.mark()
-        gradient = found.buffer()
+        gradient: Tensor = found.buffer()
         if found.index() != 0 or not found.is_last() or gradient.numel() != bucket.elements:
             raise ExecutionError(
-                f"bucket B{bucket.index} has {bucket.elements} elements in the plan, but PyTorch {torch.__version__} sends "
-                f"{gradient.numel()}; set overlap: false in the plan's scheme"
+                f"bucket B{bucket.index} has {bucket.elements} elements in the plan, but PyTorch {torch.__version__} "
+                f"sends {gradient.numel()}; set overlap: false in the plan's scheme"
             )
         assert len(self.ready) == bucket.index, "buckets must become ready in order"
         self.ready.append(ready)
@@ -166,7 +170,8 @@ class OverlappedAllReduce:
             self._notes.add(step, "synchronise", f"B{bucket.index}", "all-reduce", "collective", ready, end)
             return gradient if summed.data_ptr() == gradient.data_ptr() else gradient.copy_(summed)
 
-        return work.get_future().then(done)
+        result: torch.futures.Future[Tensor] = work.get_future().then(done)
+        return result
 
     def finish(self, step: int) -> None:
         gradients = []

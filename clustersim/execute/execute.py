@@ -1,4 +1,4 @@
-"""execute(): run a plan on this host's devices and measure it. torch is imported only in the processes that it starts."""
+"""execute(): run a plan on this host's devices and measure it. Only the processes that it starts import torch."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def prepare(
         )
     task = Task(
         workload=plan.workload, layout=plan.layout, program=program, program_digest=digest,
+        devices_per_node=plan.machines.devices_per_node,
         device_kind=plan.machines.device_kind, steps=steps, warmup=warmup, seed=seed, timeout_s=timeout_s,
         share_devices=share_devices, weights=weights,
     )  # fmt: skip
@@ -112,10 +113,6 @@ def refuse_unsupported(task: Task) -> None:
     _refuse_steps(task)
     _refuse_workload(task.workload)
     _refuse_layout(task.layout, task.workload, task.device_kind)
-    if any(op.type == "collective" and op.group == "node-dp" for p in task.program.positions for op in p.ops):
-        raise ExecutionError(
-            "reduce_in_node: the executor pushes from every rank; plan with one device per node, or reduce_in_node: false"
-        )
 
 
 def _refuse_steps(task: Task) -> None:
@@ -126,7 +123,9 @@ def _refuse_steps(task: Task) -> None:
 def _refuse_workload(workload: Workload) -> None:
     model, training = workload.model, workload.training
     if model.kind == "encoder" or model.head_transform or model.pooler or model.token_types:
-        raise ExecutionError(f"model {model.name}: the executor trains decoders only, not encoders; use a GPT or a Llama")
+        raise ExecutionError(
+            f"model {model.name}: the executor trains decoders only, no encoders; use a GPT or a Llama"
+        )
     if model.experts is not None:
         raise ExecutionError(f"model {model.name}: the executor has no mixture of experts yet; use a dense model")
     if model.vocab < _VOCABULARY:
@@ -177,12 +176,13 @@ def _refuse_layout(layout: Layout, workload: Workload, device_kind: str) -> None
         if dtype == "fp8":
             raise ExecutionError(f"{role} type fp8: the executor has no fp8 yet; write precision: bf16")
         if dtype == "fp16":
-            raise ExecutionError(f"{role} type fp16 needs loss scaling, which the executor lacks; write precision: bf16")
+            raise ExecutionError(f"{role} type fp16: the executor has no loss scaling; write precision: bf16")
         if dtype == "tf32" and device_kind == "cpu":
             raise ExecutionError(f"{role} type tf32 exists on GPUs only; write precision: fp32")
     if workload.training.global_batch < mesh.dp:
         raise ExecutionError(
-            f"global_batch = {workload.training.global_batch} leaves some of {mesh.dp} data-parallel ranks without a sequence"
+            f"global_batch = {workload.training.global_batch} leaves some of {mesh.dp} data-parallel ranks without a "
+            "sequence; write a larger global_batch"
         )
 
 
@@ -194,8 +194,8 @@ def _refuse_machine(task: Task, launcher: Launcher, folder: Path) -> None:
             raise ExecutionError(f"the plan needs {task.workers} GPUs, and PyTorch finds none on this host")
         if len(found) < task.workers and not task.share_devices:
             raise ExecutionError(
-                f"the plan needs {task.workers} GPUs, and this host has {len(found)} ({found[0]}); run it on the hosts that "
-                "it names with torchrun, or let ranks share devices"
+                f"the plan needs {task.workers} GPUs, and this host has {len(found)} ({found[0]}); run it on the hosts "
+                "that it names with torchrun, or let ranks share devices"
             )
     elif task.processes > _MOST_RANKS_PER_CORE * cores():
         raise ExecutionError(
@@ -205,8 +205,8 @@ def _refuse_machine(task: Task, launcher: Launcher, folder: Path) -> None:
     needed, free = _host_memory(task), _free_memory()
     if free is not None and needed > free:
         raise ExecutionError(
-            f"the run needs at least {human_bytes(needed)} of host memory for weights, gradients and optimizer state, and "
-            f"{human_bytes(free)} are free; use a smaller model or fewer ranks"
+            f"the run needs at least {human_bytes(needed)} of host memory for weights, gradients and optimizer state, "
+            f"and {human_bytes(free)} are free; use a smaller model or fewer ranks"
         )
 
 
@@ -227,7 +227,8 @@ def _host_memory(task: Task) -> int:
     precision, scheme = task.layout.precision, task.layout.scheme
     elements = parameter_count(task.workload.model)
     compute, gradient, wide = (BYTES_OF[d] for d in (precision.compute, precision.gradient, precision.optimizer))
-    state = elements * wide * (STATE_TENSORS[task.workload.training.optimizer] + (precision.optimizer != precision.compute))
+    tensors = STATE_TENSORS[task.workload.training.optimizer] + (precision.optimizer != precision.compute)
+    state = elements * wide * tensors
     worker, servers = elements * (compute + gradient), 0
     if isinstance(scheme, ParameterServer):
         # All servers together hold every bucket once, and a receive buffer for each worker.

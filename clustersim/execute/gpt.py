@@ -80,7 +80,8 @@ class Attention(nn.Module):
 
     def core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = self.heads != self.kv_heads
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        y: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
@@ -95,11 +96,9 @@ class Attention(nn.Module):
         if self.rotary:
             cosine, sine = _rotary_tables(length, d, x.device, x.dtype)
             q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
-        if self.recompute:
-            y = checkpoint(self.core, q, k, v, use_reentrant=False)
-        else:
-            y = self.core(q, k, v)
-        return self.output(y.transpose(1, 2).reshape(batch, length, self.heads * d))
+        core = checkpoint(self.core, q, k, v, use_reentrant=False) if self.recompute else self.core(q, k, v)
+        y: Tensor = self.output(core.transpose(1, 2).reshape(batch, length, self.heads * d))
+        return y
 
 
 def _rotary_tables(length: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -133,8 +132,11 @@ class FeedForward(nn.Module):
         x = self.up(x)
         if self.gated:
             gate, up = x.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * up)
-        return self.down(F.gelu(x, approximate="tanh"))
+            x = F.silu(gate) * up
+        else:
+            x = F.gelu(x, approximate="tanh")
+        y: Tensor = self.down(x)
+        return y
 
 
 class Block(nn.Module):

@@ -35,7 +35,9 @@ class FlatBuckets:
         gradient_dtype: torch.dtype,
         clock: Clock,
         on_ready: Callable[[int, Mark], None],
+        multiple: int = 1,
     ) -> None:
+        """`multiple`: the flat tensors are padded with zeros to a multiple of so many elements."""
         self.weights: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self._clock = clock
@@ -46,13 +48,15 @@ class FlatBuckets:
         for bucket in buckets:
             parameters = bucket_parameters(gpt, bucket)
             flat = torch.cat([p.detach().flatten() for p in parameters])
-            gradient = torch.empty_like(flat, dtype=gradient_dtype)
+            flat = torch.nn.functional.pad(flat, (0, -len(flat) % multiple))
+            gradient = torch.zeros_like(flat, dtype=gradient_dtype)
             at = 0
             for parameter in parameters:
                 stop = at + parameter.numel()
                 parameter.data = flat[at:stop].view_as(parameter)
                 piece = gradient[at:stop].view_as(parameter)
-                parameter.register_post_accumulate_grad_hook(partial(self._accumulated, bucket.index, piece))
+                hook = partial(self._accumulated, bucket.index, piece)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
                 at = stop
             self.weights.append(flat)
             self.gradients.append(gradient)

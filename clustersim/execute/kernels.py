@@ -25,7 +25,12 @@ class Timer(Protocol):
 
 
 def gemm(
-    shapes: Iterator[tuple[int, int, int]], dtype: Dtype, device: torch.device, timer: Timer, budget_s: float, threads: int
+    shapes: Iterator[tuple[int, int, int]],
+    dtype: Dtype,
+    device: torch.device,
+    timer: Timer,
+    budget_s: float,
+    threads: int,
 ) -> list[GemmSample]:
     """Time F.linear for every (m, n, k)."""
     result = []
@@ -42,8 +47,8 @@ def gemm(
 def attention(
     shapes: Iterator[tuple[int, int, int, int]], dtype: Dtype, device: torch.device, timer: Timer, budget_s: float
 ) -> list[AttentionSample]:
-    """Time causal attention for every (instances, sequence, group, head_dim). The backward pass is timed alone: with the
-    graph kept, so that it can be repeated."""
+    """Time causal attention for every (instances, sequence, group, head_dim). The backward pass is timed alone, with
+    the graph kept, so that it can be repeated."""
     result = []
     for instances, sequence, group, head_dim in shapes:
         heads = min(instances, 8)
@@ -120,7 +125,9 @@ def _passes(n: int, dtype: Dtype, device: torch.device) -> dict[MemoryOp, tuple[
     weight = torch.ones(_ROW, device=device, dtype=kind, requires_grad=True)
     bias = torch.zeros(_ROW, device=device, dtype=kind, requires_grad=True)
 
-    def both(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], forward: int, backward: int) -> tuple[_Pass, _Pass]:
+    def both(
+        function: Callable[[], Tensor], inputs: tuple[Tensor, ...], forward: int, backward: int
+    ) -> tuple[_Pass, _Pass]:
         y = function()
         out = torch.randn_like(y) if y.dim() else None
         return (
@@ -162,7 +169,14 @@ def small_model(hidden: int, layers: int, heads: int, sequence: int) -> Model:
 
 
 def layer(
-    hidden: int, layers: int, tokens: int, sequence: int, dtype: Dtype, device: torch.device, timer: Timer, budget_s: float
+    hidden: int,
+    layers: int,
+    tokens: int,
+    sequence: int,
+    dtype: Dtype,
+    device: torch.device,
+    timer: Timer,
+    budget_s: float,
 ) -> LayerSample:
     """Time a GPT's forward pass, its backward pass, and the optimizer over all of its parameters."""
     heads = max(1, hidden // 64)

@@ -100,7 +100,8 @@ class Launcher:
 
     def _exchange(self, job: dict[str, Any], progress: Callable[[str], None]) -> list[dict[str, Any]]:
         process = self._started()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()

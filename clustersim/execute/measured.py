@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from clustersim import __version__
@@ -50,7 +51,7 @@ def assemble(task: Task, observed: Sequence[Observed], backend: str, device: str
         ranks=task.processes,
         environment=observed[0].environment,
         warmup_steps=task.warmup,
-        step_s=tuple(after - before for before, after in zip(edges, edges[1:], strict=False)),
+        step_s=tuple(after - before for before, after in pairwise(edges)),
         losses=tuple(sum(o.losses[k] for o in workers) for k in range(task.warmup + task.steps)),
         clock_offset_s=tuple(o.clock_offset_s for o in observed),
         timeline=Timeline(
@@ -81,11 +82,8 @@ def _spans(task: Task, observed: Observed, zero: float) -> list[Span]:
     for step, micro_batch, stage, phase, part, kind, resource, ready, start, end in observed.rows:
         if step >= task.warmup:
             op = OpId(step - task.warmup, micro_batch, stage, phase, part, kind)
-            result.append(
-                Span(
-                    op=op, rank=observed.rank, start_s=start - shift, end_s=end - shift, ready_s=ready - shift, resource=resource
-                )
-            )  # fmt: skip
+            at = {"ready_s": ready - shift, "start_s": start - shift, "end_s": end - shift}
+            result.append(Span(op=op, rank=observed.rank, resource=resource, **at))
     return result
 
 
@@ -100,7 +98,7 @@ def _begin_pulls(task: Task, spans: list[Span]) -> list[Span]:
     for span in spans:
         if span.op.kind == "pull":
             start = min(span.end_s, updated[span.op.step, span.op.part])
-            span = Span(op=span.op, rank=span.rank, start_s=start, end_s=span.end_s, ready_s=start, resource="pull")
+            span = replace(span, start_s=start, ready_s=start)
         result.append(span)
     return result
 
@@ -111,10 +109,7 @@ def _one_after_the_other(spans: list[Span]) -> list[Span]:
     for span in sorted(spans, key=lambda s: (s.end_s, s.start_s, s.rank, s.op)):
         key = (span.rank, span.resource)
         if span.resource in _SHARED and reached.get(key, span.start_s) > span.start_s:
-            start = min(span.end_s, reached[key])
-            span = Span(
-                op=span.op, rank=span.rank, start_s=start, end_s=span.end_s, ready_s=span.ready_s, resource=span.resource
-            )  # fmt: skip
+            span = replace(span, start_s=min(span.end_s, reached[key]))
         reached[key] = span.end_s
         result.append(span)
     return result

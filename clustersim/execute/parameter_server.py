@@ -1,10 +1,13 @@
 """A bulk-synchronous parameter server on torch.distributed point-to-point messages (never RPC).
 
-Servers are processes on CPUs, dedicated or beside a worker; each holds a slice of every bucket. A worker pushes a bucket's
-gradients as soon as its backward pass has completed them; the server adds the pushes of all workers in the order of their
-ranks, steps the optimizer (or leaves that to the workers), and sends the result back. All messages go over gloo through
-host memory, whatever the workers' device: a GPU's gradients are copied to the host and its weights back, as in BytePS
-(Jiang et al., OSDI'20).
+Servers are processes on CPUs, dedicated or beside a worker; each holds a slice of every bucket. A worker pushes a
+bucket's gradients as soon as its backward pass has completed them; the server adds the pushes of all workers in the
+order of their ranks, steps the optimizer (or leaves that to the workers), and sends the result back. All messages go
+over gloo through host memory, whatever the workers' device: a GPU's gradients are copied to the host and its weights
+back, as in BytePS (Jiang et al., OSDI'20).
+
+Where several workers share a node, they may first sum their gradients among themselves (a reduce-scatter); each then
+pushes and pulls its part of every bucket, and an all-gather puts the parts together again.
 
 Nothing here blocks on a send: gloo's blocking send waits for the peer's receive, and two of them deadlock. Receives are
 posted before the matching send can be issued; tags tell bucket, partition and direction apart.
@@ -31,6 +34,7 @@ from clustersim.execute.optimizer import Optimizer
 from clustersim.execute.task import Slice, Task, server_rank, server_slices
 from clustersim.layout.layout import ParameterServer
 from clustersim.program.program import Bucket
+from clustersim.timeline import OpKind
 
 _PUSH, _PULL = 0, 1
 # Partitions of one bucket that tags can tell apart.
@@ -42,10 +46,26 @@ def _tag(piece: Slice, direction: int) -> int:
     return (piece.bucket * _MOST_PARTITIONS + piece.number) * 2 + direction
 
 
+# The groups in which a node's workers scatter sums and gather results: one for each of the two threads that call them,
+# because two threads on one group would call in an order of their own.
+NodeGroups = tuple[Any, Any]
+
+
+def node_groups(task: Task, rank: int) -> NodeGroups | None:
+    """Form the groups of every node; all processes must call this. This rank's, where it shares a node."""
+    mine = None
+    if task.peers > 1:
+        for first in range(0, task.workers, task.peers):
+            ranks = list(range(first, first + task.peers))
+            pair = (dist.new_group(ranks, backend="gloo"), dist.new_group(ranks, backend="gloo"))
+            mine = pair if rank in ranks else mine
+    return mine
+
+
 @dataclass(slots=True)
 class Beside:
     """What a worker and the server in its own process hand to each other without messages: per bucket, a queue of the
-    worker's host gradients and one of the server's host results, a tensor over the whole bucket each."""
+    worker's host gradients and one of the server's host results, a tensor over the worker's part of the bucket each."""
 
     pushed: list[queue.SimpleQueue[Tensor]]
     pulled: list[queue.SimpleQueue[None]]
@@ -68,7 +88,7 @@ class Server:
         self._notes = notes
         self._beside = beside
         self._rank = server_rank(task, server)
-        self._workers = range(task.workers)
+        self._pushers = [task.pushers(part) for part in range(task.peers)]
         self._last_step = task.warmup + task.steps - 1
         self._slices = server_slices(task, server)
         self._at_server = scheme.optimizer_at == "server"
@@ -89,7 +109,7 @@ class Server:
                 if self._at_server:
                     self._out[piece] = weights[piece.start : piece.stop].clone()
                     self._optimizers[piece] = Optimizer([self._out[piece]], rule, wide)
-                for worker in self._workers:
+                for worker in self._pushers[piece.part]:
                     if beside is None or worker != self._rank:
                         self._inbox[piece, worker] = torch.empty(size, dtype=gradient)
                         self._receive(piece, worker)
@@ -104,7 +124,7 @@ class Server:
             started: Mark | None = None
             ended: Mark = 0.0
             for piece in pieces:
-                for worker in self._workers:
+                for worker in self._pushers[piece.part]:
                     if (piece, worker) in self._coming:
                         self._coming.pop((piece, worker)).wait()
                 for work in self._going.pop(piece, ()):
@@ -123,12 +143,12 @@ class Server:
     def _add(self, piece: Slice, own: Tensor | None) -> None:
         """The sum of all workers' gradients, always in the order of their ranks."""
         total = self._sums[piece]
-        for worker in self._workers:
+        for number, worker in enumerate(self._pushers[piece.part]):
             pushed = self._inbox.get((piece, worker))
             if pushed is None:
                 assert own is not None
-                pushed = own[piece.start : piece.stop]
-            if worker == 0:
+                pushed = _of_part(own, piece)
+            if number == 0:
                 total.copy_(pushed)
             else:
                 total.add_(pushed)
@@ -136,20 +156,25 @@ class Server:
     def _answer(self, step: int, piece: Slice) -> None:
         """Return the result to every worker, and be ready for its next push."""
         out = self._out[piece]
-        for worker in self._workers:
+        for worker in self._pushers[piece.part]:
             if (piece, worker) in self._inbox:
                 if step < self._last_step:
                     self._receive(piece, worker)
                 self._going.setdefault(piece, []).append(dist.isend(out, worker, tag=_tag(piece, _PULL)))
             else:
                 assert self._beside is not None
-                self._beside.results[piece.bucket][piece.start : piece.stop].copy_(out)
+                _of_part(self._beside.results[piece.bucket], piece).copy_(out)
 
     def close(self) -> None:
         """Wait until every answer has left."""
         for works in self._going.values():
             for work in works:
                 work.wait()
+
+
+def _of_part(part: Tensor, piece: Slice) -> Tensor:
+    """The elements of `piece` in a tensor that holds its part of the bucket."""
+    return part[piece.start - piece.first : piece.stop - piece.first]
 
 
 def initial_weights(task: Task, bucket: Bucket) -> Tensor:
@@ -168,7 +193,9 @@ class ServedWorker:
     """A worker that pushes and pulls. Pushes and pulls have a thread each, as they have a stream each in a program: a
     bucket goes out after the one before it, beside the backward pass."""
 
-    def __init__(self, task: Task, gpt: Gpt, notes: Notes, rank: int, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, gpt: Gpt, notes: Notes, rank: int, device: torch.device, groups: NodeGroups | None
+    ) -> None:
         scheme, precision = task.layout.scheme, task.layout.precision
         assert isinstance(scheme, ParameterServer)
         self.ready: list[Mark] = []
@@ -177,14 +204,21 @@ class ServedWorker:
         self._rank = rank
         self._device = device
         self._step = 0
-        self._flat = FlatBuckets(gpt, task.program.buckets, TORCH_DTYPE[precision.gradient], notes.clock, self._on_ready)
+        gradient = TORCH_DTYPE[precision.gradient]
+        self._groups = groups
+        self._flat = FlatBuckets(gpt, task.program.buckets, gradient, notes.clock, self._on_ready, task.peers)
         self._at_server = scheme.optimizer_at == "server"
         # What comes back lands where it is used, or in host memory first.
         self._targets = self._flat.weights if self._at_server else self._flat.gradients
-        self._outgoing, self._incoming = self._flat.gradients, self._targets
+        self._host_gradients, self._host_targets = self._flat.gradients, self._targets
         if device.type != "cpu":
-            self._outgoing = [torch.empty_like(t, device="cpu", pin_memory=True) for t in self._flat.gradients]
-            self._incoming = [torch.empty_like(t, device="cpu", pin_memory=True) for t in self._targets]
+            self._host_gradients = [torch.empty_like(t, device="cpu", pin_memory=True) for t in self._flat.gradients]
+            self._host_targets = [torch.empty_like(t, device="cpu", pin_memory=True) for t in self._targets]
+        # This rank's part of each bucket: all of it, unless ranks of its node take parts.
+        self._outgoing, self._incoming = self._host_gradients, self._host_targets
+        if groups is not None:
+            self._outgoing = [torch.empty_like(t[: len(t) // task.peers]) for t in self._host_gradients]
+            self._incoming = [torch.empty_like(t[: len(t) // task.peers]) for t in self._host_targets]
         self._optimizer: Optimizer | None = None
         if not self._at_server:
             rule = task.workload.training.optimizer
@@ -198,6 +232,7 @@ class ServedWorker:
                 (server_rank(task, server), piece)
                 for server in others
                 for piece in server_slices(task, server)[bucket.index]
+                if rank in task.pushers(piece.part)
             ]
             for bucket in task.program.buckets
         ]
@@ -221,10 +256,7 @@ class ServedWorker:
             self.ready.clear()
             self._step = step
             coming = [
-                [
-                    dist.irecv(incoming[piece.start : piece.stop], server, tag=_tag(piece, _PULL))
-                    for server, piece in pieces
-                ]
+                [dist.irecv(_of_part(incoming, piece), server, tag=_tag(piece, _PULL)) for server, piece in pieces]
                 for incoming, pieces in zip(self._incoming, self._remote, strict=True)
             ]
             self._running = [self._pull_thread.submit(self._pull, step, coming)]
@@ -233,23 +265,36 @@ class ServedWorker:
             self._flat.arm()
         yield
 
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """A CUDA stream of its own, in which copies run beside the backward pass."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):
+            yield
+
     def _on_ready(self, bucket: int, when: Mark) -> None:
         self.ready.append(when)
         self._running.append(self._push_thread.submit(self._push, self._step, bucket, when))
 
     def _push(self, step: int, bucket: int, ready: Mark) -> None:
         """Send a bucket's slices to all servers at once, and wait until they have it."""
-        outgoing = self._outgoing[bucket]
+        outgoing, whole = self._outgoing[bucket], self._host_gradients[bucket]
         if isinstance(ready, torch.cuda.Event):
-            with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)) as _:
+            with self._copying():
                 torch.cuda.current_stream().wait_event(ready)
-                outgoing.copy_(self._flat.gradients[bucket], non_blocking=True)
+                whole.copy_(self._flat.gradients[bucket], non_blocking=True)
                 torch.cuda.current_stream().synchronize()
+        if self._groups is not None:
+            begin = self._notes.clock.host()
+            _reduce_scatter(outgoing, whole, self._groups[0])
+            end = self._notes.clock.host()
+            self._note(step, bucket, "reduce-scatter", begin, end, ready)
+            ready = end
         start = self._notes.clock.host()
         if self._beside is not None:
             self._beside.pushed[bucket].put(outgoing)
         going = [
-            dist.isend(outgoing[piece.start : piece.stop], server, tag=_tag(piece, _PUSH))
+            dist.isend(_of_part(outgoing, piece), server, tag=_tag(piece, _PUSH))
             for server, piece in self._remote[bucket]
         ]
         for work in going:
@@ -265,12 +310,18 @@ class ServedWorker:
                 work.wait()
             if self._beside is not None:
                 self._beside.pulled[bucket].get()
+            arrived = self._notes.clock.host()
+            if self._groups is not None:
+                _all_gather(self._host_targets[bucket], self._incoming[bucket], self._groups[1])
+                self._note(step, bucket, "all-gather", arrived, self._notes.clock.host(), arrived)
             if self._device.type != "cpu":
-                with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)) as _:
-                    self._targets[bucket].copy_(self._incoming[bucket], non_blocking=True)
+                with self._copying():
+                    self._targets[bucket].copy_(self._host_targets[bucket], non_blocking=True)
                     torch.cuda.current_stream().synchronize()
-            end = self._notes.clock.host()
-            self._notes.add(step, "synchronise", f"B{bucket}", "pull", "pull", end, end)
+            self._notes.add(step, "synchronise", f"B{bucket}", "pull", "pull", arrived, arrived)
+
+    def _note(self, step: int, bucket: int, kind: OpKind, start: Mark, end: Mark, ready: Mark) -> None:
+        self._notes.add(step, "synchronise", f"B{bucket}", kind, "collective", start, end, ready=ready)
 
     def finish(self, step: int) -> None:
         done, _ = wait(self._running, return_when=FIRST_EXCEPTION)
@@ -285,3 +336,14 @@ class ServedWorker:
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+
+
+def _reduce_scatter(part: Tensor, whole: Tensor, group: Any) -> None:
+    # torch 2.13 renamed this and the next, and warns about the old names.
+    call = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    call(part, whole, group=group)
+
+
+def _all_gather(whole: Tensor, part: Tensor, group: Any) -> None:
+    call = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    call(whole, part, group=group)

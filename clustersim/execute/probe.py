@@ -141,8 +141,8 @@ class MessageSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedSample:
-    """`ranks` processes at once, each with `threads` threads, each running the same transformer layer; the slowest's
-    time. `call_s`: what starting one collective takes of the caller's time (0 with one rank)."""
+    """`ranks` processes at once, each with `threads` threads, each running the same small model; the slowest's time.
+    `call_s`: what starting one collective takes of the caller's time (0 with one rank)."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     ranks: int
@@ -153,8 +153,8 @@ class SharedSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What was measured on one host. `reduce_bytes_per_s`: all cores adding gradients, bytes of input a second. `alone`:
-    one rank with as many threads as the kernel tables were measured with; `shared`: 1, 2, ... ranks at once."""
+    """What was measured on one host. `reduce_bytes_per_s`: all cores adding gradients, bytes of input a second.
+    `alone`: one rank with as many threads as the kernel tables were measured with; `shared`: 1, 2, ... ranks."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     schema_version: Literal[1] = 1
@@ -191,29 +191,37 @@ def probe(quick: bool, ranks: Sequence[int], progress: Callable[[str], None]) ->
     """
     most, begin = max(ranks, default=1), time.monotonic()
     if most > 4 * cores() or min(ranks, default=1) < 1:
-        raise ExecutionError(f"ranks = {', '.join(map(str, ranks))}: this host has {cores()} cores; probe 1 to {4 * cores()}")
+        asked = ", ".join(map(str, ranks))
+        raise ExecutionError(f"ranks = {asked}: this host has {cores()} cores; probe 1 to {4 * cores()}")
     with tempfile.TemporaryDirectory(prefix="clustersim-probe-") as name, Launcher() as launcher:
         folder = Path(name)
 
-        def job(function: str, count: int, threads: int, spawn: bool = False, **arguments: Any) -> Path:
+        def job(function: str, count: int, threads: int, spawn: bool = False) -> Path:
             out = folder / "out.json"
             launcher.run(
-                f"clustersim.execute.{function}", ranks=count, folder=folder, progress=progress, threads=threads, spawn=spawn,
-                arguments={"quick": quick, "out": str(out), **arguments},
-            )  # fmt: skip
+                f"clustersim.execute.{function}",
+                ranks=count,
+                folder=folder,
+                progress=progress,
+                threads=threads,
+                spawn=spawn,
+                arguments={"quick": quick, "out": str(out)},
+            )
             return out
 
         base = threads_per_rank(most)
         progress(f"kernels on the CPU, {base} thread{'s' if base > 1 else ''}")
-        devices = [files.load(DeviceProbe, job("probe_cpu:measure_cpu", 1, base))]
+        devices: list[DeviceProbe] = [files.load(DeviceProbe, job("probe_cpu:measure_cpu", 1, base))]
         progress(f"all {cores()} cores together")
-        whole = files.load(Whole, job("probe_cpu:measure_whole", 1, cores()))
+        whole: Whole = files.load(Whole, job("probe_cpu:measure_whole", 1, cores()))
         devices[0] = replace(devices[0], gemm=(*devices[0].gemm, *(whole.gemm if base != cores() else ())))
         if whole.cuda:
             progress("kernels on the GPU")
-            gpu = files.load(DeviceProbe | None, job("probe_cuda:measure_cuda", 1, cores(), spawn=True))
+            gpu: DeviceProbe | None = files.load(
+                DeviceProbe | None, job("probe_cuda:measure_cuda", 1, cores(), spawn=True)
+            )
             devices += [gpu] if gpu is not None else []
-        among = []
+        among: list[Among] = []
         for count, threads in ((1, base), *((count, threads_per_rank(count)) for count in sorted({1, *ranks}))):
             progress(f"{count} rank{'s' if count > 1 else ''} at once")
             (folder / "store").unlink(missing_ok=True)

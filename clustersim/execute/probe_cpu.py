@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from clustersim import files
 from clustersim.execute import kernels
+from clustersim.execute.gpt import Gpt
 from clustersim.execute.probe import (
     Among,
     CollectiveSample,
@@ -33,9 +34,7 @@ _TIMEOUT_S = 60.0
 _SHARED_HIDDEN, _SHARED_TOKENS, _SHARED_SEQUENCE = 256, 512, 128
 
 
-def measure_cpu(
-    *, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str
-) -> None:
+def measure_cpu(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str) -> None:
     """Kernels on one rank that has the host to itself, with the threads that the launcher gave it."""
     threads = torch.get_num_threads()
     budget = 0.02 if quick else 0.06
@@ -65,11 +64,14 @@ def measure_cpu(
 def _gemm_grid(quick: bool) -> Iterator[tuple[int, int, int]]:
     if quick:
         return product((32, 128, 512, 2048), (64, 256, 1024), (64, 256, 1024))
-    return product((16, 64, 128, 256, 512, 1024, 4096), (64, 128, 256, 512, 1024, 2048), (64, 128, 256, 512, 1024, 2048))
+    sides = (64, 128, 256, 512, 1024, 2048)
+    return product((16, 64, 128, 256, 512, 1024, 4096), sides, sides)
 
 
 def _gemm_few(quick: bool) -> Iterator[tuple[int, int, int]]:
-    return product((128, 1024), (256, 1024), (256, 1024)) if quick else product((64, 256, 1024), (128, 512, 1024), (128, 512, 1024))
+    if quick:
+        return product((128, 1024), (256, 1024), (256, 1024))
+    return product((64, 256, 1024), (128, 512, 1024), (128, 512, 1024))
 
 
 def _attention_grid(quick: bool) -> Iterator[tuple[int, int, int, int]]:
@@ -89,9 +91,7 @@ def _models(quick: bool) -> list[tuple[int, int, int, int]]:
     return [*tiny, *real] if quick else [*tiny, *real, (512, 2, 512, 128), (512, 2, 2048, 512), (1024, 1, 512, 128)]
 
 
-def measure_whole(
-    *, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str
-) -> None:
+def measure_whole(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str) -> None:
     """All cores together: adding gradients, and some products."""
     n = 2**24
     total, pushed = torch.zeros(n), torch.ones(n)
@@ -101,16 +101,14 @@ def measure_whole(
     whole = Whole(
         reduce_bytes_per_s=n * total.element_size() / added.seconds,
         gemm=tuple(gemm),
-        cuda=torch.backends.cuda.is_built(),
+        cuda=torch.version.cuda is not None,
     )
     files.save(whole, out)
 
 
-def measure_among(
-    *, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str
-) -> None:
+def measure_among(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str) -> None:
     """`ranks` at once: a transformer layer on each, then gloo's collectives and messages. Rank 0 writes."""
-    store = dist.FileStore(str(folder / "store"), ranks)
+    store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=_TIMEOUT_S))
     shared = _layer_at_once(ranks, 0.6 if quick else 2.0)
     collectives: list[CollectiveSample] = []
@@ -136,7 +134,7 @@ _KINDS: tuple[CollectiveKind, ...] = ("all_reduce", "all_gather", "reduce_scatte
 def _layer_at_once(ranks: int, budget_s: float) -> SharedSample:
     """The slowest rank's time of one layer's forward and backward pass while all ranks run it."""
     model = kernels.small_model(_SHARED_HIDDEN, 2, 4, _SHARED_SEQUENCE)
-    gpt = kernels.Gpt(model, seed=0, dtype=torch.float32, device=_CPU)
+    gpt = Gpt(model, seed=0, dtype=torch.float32, device=_CPU)
     inputs = torch.randint(0, 256, (_SHARED_TOKENS // _SHARED_SEQUENCE, _SHARED_SEQUENCE))
     samples: list[float] = []
     for _ in range(3):

@@ -18,9 +18,7 @@ from clustersim.execute.timing import CudaTimer
 from clustersim.hardware.kernel import Dtype
 
 
-def measure_cuda(
-    *, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str
-) -> None:
+def measure_cuda(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str) -> None:
     """Device 0: written to `out` as a DeviceProbe, or null where this host has none."""
     if not torch.cuda.is_available():
         files.save(None, out, DeviceProbe | None)
@@ -129,7 +127,7 @@ def _launch_s(device: torch.device) -> float:
 
 
 def _software(device: torch.device) -> dict[str, str]:
-    version = torch.backends.cudnn.version()
+    version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -10,7 +10,8 @@ import numpy as np
 
 from clustersim import files
 from clustersim.cluster.node import Host, Interconnect, Nics, Node
-from clustersim.execute.probe import DeviceProbe, LayerSample, MessageSample, Probe
+from clustersim.errors import ExecutionError
+from clustersim.execute.probe import AttentionSample, DeviceProbe, LayerSample, Probe
 from clustersim.hardware.attention_table import AttentionRows
 from clustersim.hardware.cost import DeviceCosts
 from clustersim.hardware.curve import fit_segments
@@ -40,8 +41,8 @@ _NARROW = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """The names of the profiles that were written, and their files. `device` and `node` are of the CPU, the others of
-    the first GPU where there is one."""
+    """The names of the profiles that were written, and their files. `device` and `node` are of the CPU; `gpu` names a
+    device and a node, where there is one, and the framework's figures are then of the GPU."""
 
     device: str
     node: str
@@ -56,7 +57,7 @@ def write_profiles(probe: Probe, name: str, folder: Path | None = None) -> Writt
 
     `devices/<name>` is one rank's share of the CPU; `nodes/<name>` this host with as many such devices as ranks were
     probed at once, sharing its cores; `links/<name>-loopback` its messages; `frameworks/clustersim-<name>` clustersim's
-    executor with the host costs measured here; `devices/<name>-gpu` the GPU.
+    executor with the host costs measured here; `devices/<name>-gpu` the first GPU, `nodes/<name>-gpu` the host with it.
     """
     root = folder if folder is not None else files.user_folder() / "hwprofiles"
     written: list[Path] = []
@@ -71,12 +72,15 @@ def write_profiles(probe: Probe, name: str, folder: Path | None = None) -> Writt
         costs = DeviceCosts(_write_device(probe, sample, gpu, root, written), root / "devices" / gpu)
     link = _link(probe, f"{name}-loopback")
     _save(link, root / "links" / f"{link.name}.yaml", written)
-    _save(_node(probe, device, link, name, root, written), root / "nodes" / name / "node.yaml", written)
+    node = _node(probe, device, link, name, root, written)
+    _save(node, root / "nodes" / name / "node.yaml", written)
+    if gpu is not None:
+        host = replace(node.host, rank_slowdown=())
+        alone = replace(node, name=gpu, device=gpu, devices=1, interconnect=None, host=host, collectives=())
+        _save(alone, root / "nodes" / f"{gpu}.yaml", written)
     framework = _framework(probe, load_framework(base), sample, costs, f"{base}-{name}")
     _save(framework, root / "frameworks" / f"{framework.name}.yaml", written)
-    return Written(
-        device=name, node=name, link=link.name, framework=framework.name, gpu=gpu, files=tuple(written)
-    )
+    return Written(device=name, node=name, link=link.name, framework=framework.name, gpu=gpu, files=tuple(written))
 
 
 def _save(value: object, path: Path, written: list[Path]) -> None:
@@ -126,25 +130,17 @@ def _device(probe: Probe, found: DeviceProbe, name: str) -> Device:
     peak: dict[Dtype, float] = {}
     for s in gemm:
         peak[s.dtype] = max(peak.get(s.dtype, 0.0), 2.0 * s.m * s.n * s.k / s.time.seconds)
-    main = gemm[0].dtype
     large = sorted(gemm, key=lambda s: s.m * s.n * s.k)[-max(3, len(gemm) // 4) :]
     efficiency = statistics.median(2.0 * s.m * s.n * s.k / s.time.seconds / peak[s.dtype] for s in large)
     bandwidth = max(s.bytes / s.time.seconds for s in found.memory)
     kept = [s.bytes / s.time.seconds for s in found.memory if s.bytes >= 2**20]
-    rates = {(s.instances, s.sequence, s.group, s.head_dim): s for s in found.attention}
-    forwards, backwards = [], []
-    for (instances, sequence, group, head_dim), s in rates.items():
-        for result, back, time in ((forwards, False, s.forward), (backwards, True, s.backward)):
-            work = Attention(
-                batch=1, queries=sequence, keys=sequence, heads=instances, kv_heads=instances // group, head_dim=head_dim,
-                causal=True, backward=back, dtype=s.dtype,
-            )  # fmt: skip
-            result.append(work.flops / time.seconds / peak[main])
+    forward_rates = [_attention_flops(a, False) / a.forward.seconds / peak[a.dtype] for a in found.attention]
+    backward_rates = [_attention_flops(a, True) / a.backward.seconds / peak[a.dtype] for a in found.attention]
     threads = f" {found.threads} thread(s)." if found.kind == "cpu" else ""
     roofline = Roofline(
         gemm_efficiency=efficiency,
-        attention_efficiency=min(1.0, statistics.median(forwards)),
-        attention_backward_efficiency=min(1.0, statistics.median(backwards)),
+        attention_efficiency=min(1.0, statistics.median(forward_rates)),
+        attention_backward_efficiency=min(1.0, statistics.median(backward_rates)),
         memory_efficiency=min(1.0, statistics.median(kept) / bandwidth),
         kernel_floor_s=found.floor_s,
         provenance=_fitted(probe, "Medians over the larger rows of the tables here."),
@@ -169,11 +165,19 @@ def _device(probe: Probe, found: DeviceProbe, name: str) -> Device:
             f"{found.name}.{threads} peak: the fastest product measured; memory_bandwidth: the fastest pass, caches "
             "included. memory: an equal share of the host's for each rank. Power was not measured."
             if found.kind == "cpu"
-            else f"{found.name}. peak: the fastest product measured, not the datasheet's; power: the driver's limit, idle "
-            "power not measured.",
+            else f"{found.name}. peak: the fastest product measured, not the datasheet's; power: the driver's limit, "
+            "idle power not measured.",
             software=software,
         ),
     )
+
+
+def _attention_flops(a: AttentionSample, backward: bool) -> int:
+    work = Attention(
+        batch=1, queries=a.sequence, keys=a.sequence, heads=a.instances, kv_heads=a.instances // a.group,
+        head_dim=a.head_dim, causal=True, backward=backward, dtype=a.dtype,
+    )  # fmt: skip
+    return work.flops
 
 
 def _table(probe: Probe, file: str, rows: int, software: str) -> TableRef:
@@ -220,9 +224,11 @@ def _memory_rows(found: DeviceProbe) -> MemoryRows:
 
 
 def _link(probe: Probe, name: str) -> Link:
-    """The loopback. Both directions share the memory and the cores that copy, so that the curve is of the bytes of both;
-    its `rate` is the best that was seen."""
-    points = probe.messages if len(probe.messages) >= 2 else _no_messages()
+    """The loopback. Both directions share the memory and the cores that copy, so that the curve is of the bytes of
+    both; its `rate` is the best that was seen."""
+    points = probe.messages
+    if len(points) < 2:
+        raise ExecutionError("the probe ran no two ranks at once, so there is no link to fit; probe e.g. ranks 1,2,4")
     sizes = [2.0 * s.bytes for s in points]
     seconds = [s.time.seconds for s in points]
     rate = max(size / second for size, second in zip(sizes, seconds, strict=True))
@@ -233,25 +239,18 @@ def _link(probe: Probe, name: str) -> Link:
         segments=fit_segments(sizes, seconds, rate, _PIECES),
         provenance=_measured(
             probe,
-            "Two processes send each other a message at once, gloo on loopback. Bytes count both ways; rate: the best seen.",
+            "Two processes send each other a message at once, gloo on loopback. Bytes count both ways; rate: the best "
+            "seen.",
             len(points),
         ),
     )
-
-
-def _no_messages() -> tuple[MessageSample, ...]:
-    from clustersim.errors import ExecutionError
-
-    raise ExecutionError("the probe ran no two ranks at once, so there is no link to fit; probe e.g. ranks 1,2,4")
 
 
 def _most(probe: Probe) -> int:
     return max(s.ranks for s in probe.shared)
 
 
-def _node(
-    probe: Probe, device: Device, link: Link, name: str, root: Path, written: list[Path]
-) -> Node:
+def _node(probe: Probe, device: Device, link: Link, name: str, root: Path, written: list[Path]) -> Node:
     folder = root / "nodes" / name
     rows = sorted((s.collective, s.ranks, s.bytes, s.time.seconds * 1e6) for s in probe.collectives)
     text = "collective,ranks,bytes,time_us\n" + "".join(
@@ -285,8 +284,8 @@ def _node(
 
 
 def _slowdown(probe: Probe) -> tuple[float, ...]:
-    """How much slower than alone, with the threads of the kernel tables, each of 1, 2, ... ranks computes (a rank that has
-    more threads is faster); numbers of ranks that were not probed lie on the line between their neighbours."""
+    """How much slower than alone, with the threads of the kernel tables, each of 1, 2, ... ranks computes (a rank that
+    has more threads is faster); numbers of ranks that were not probed lie on the line between their neighbours."""
     times = {s.ranks: s.layer.seconds / probe.alone.layer.seconds for s in probe.shared}
     known = sorted(times)
     return tuple(float(np.interp(count, known, [times[r] for r in known])) for count in range(1, known[-1] + 1))
@@ -296,7 +295,7 @@ def _slowdown(probe: Probe) -> tuple[float, ...]:
 
 
 def _framework(probe: Probe, base: Framework, found: DeviceProbe, costs: DeviceCosts, name: str) -> Framework:
-    """clustersim's executor with the host costs of this host, and the factor between a layer and the sum of its kernels.
+    """clustersim's executor with this host's costs, and the factor between a layer and the sum of its kernels.
 
     The narrow models cost the host only: the difference of two depths is a layer, what is left is the micro-batch.
     """
@@ -357,4 +356,3 @@ def _kernel_ratio(sample: LayerSample, framework: Framework, costs: DeviceCosts)
     )
     price = model.layers * costs.seconds(layer) + costs.seconds(ends)
     return (sample.forward.seconds + sample.backward.seconds) / price
-

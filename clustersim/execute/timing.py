@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from clustersim.execute.clock import timing_event
 from clustersim.execute.probe import Timed
 
 # A sample shorter than this is repeated inside one timing, so that the clock's own cost does not count.
@@ -58,7 +59,7 @@ class CudaTimer:
             pairs = []
             for _ in range(5):
                 self._flush.zero_()
-                pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                pair = timing_event(), timing_event()
                 pair[0].record()
                 function()
                 pair[1].record()

@@ -29,7 +29,7 @@ from clustersim.execute.data_parallel import FlatAllReduce, OverlappedAllReduce,
 from clustersim.execute.gpt import TORCH_DTYPE, Gpt
 from clustersim.execute.gradients import bucket_parameters
 from clustersim.execute.measured import Observed, assemble
-from clustersim.execute.parameter_server import ServedWorker, Server
+from clustersim.execute.parameter_server import NodeGroups, ServedWorker, Server, node_groups
 from clustersim.execute.task import Task, server_rank
 from clustersim.execute.text import Text
 from clustersim.layout.layout import AllReduce, ParameterServer
@@ -41,7 +41,7 @@ _PINGS = 20
 def run_local(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], task: str, out: str) -> None:
     """A rank of a run on one host: the task is a file, processes meet at another one (no port is opened for that)."""
     whole: Task = files.load(Task, task)
-    store = dist.FileStore(str(folder / "store"), ranks)
+    store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     run = perform(whole, rank=rank, local_rank=rank, store=store, tell=tell)
     if run is not None:
         files.save(run, out)
@@ -50,11 +50,12 @@ def run_local(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None
 
 def describe_devices(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], out: str) -> None:
     """Which GPUs this host has: written to `out` as JSON."""
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [torch.cuda.get_device_name(i) for i in range(count)]
     Path(out).write_text(json.dumps(names), encoding="utf-8")
 
 
-def perform(task: Task, *, rank: int, local_rank: int, store: dist.Store, tell: Callable[[str], None]) -> Run | None:
+def perform(task: Task, *, rank: int, local_rank: int, store: Any, tell: Callable[[str], None]) -> Run | None:
     """Meet the other processes, do this one's part, and (rank 0) return the measured run."""
     is_worker = rank < task.workers
     device, backend = _device_of(task, local_rank, is_worker)
@@ -65,10 +66,11 @@ def perform(task: Task, *, rank: int, local_rank: int, store: dist.Store, tell: 
     )
     if task.workload.training.precision == "tf32":
         torch.set_float32_matmul_precision("high")
+    groups = node_groups(task, rank)
     offset = _clock_offset(rank, task.processes)
     notes = Notes(Clock(device))
     if is_worker:
-        losses, ends, weights = _train(task, rank, device, notes, tell)
+        losses, ends, weights = _train(task, rank, device, groups, notes, tell)
     else:
         _serve(task, rank, notes)
         losses, ends, weights = [], [], {}
@@ -96,7 +98,12 @@ def leave() -> None:
 
 
 def _train(
-    task: Task, rank: int, device: torch.device, notes: Notes, tell: Callable[[str], None]
+    task: Task,
+    rank: int,
+    device: torch.device,
+    groups: NodeGroups | None,
+    notes: Notes,
+    tell: Callable[[str], None],
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """All steps of one worker: its share of each step's mean loss, when each step ended, the final weights."""
     training, layout = task.workload.training, task.layout
@@ -106,7 +113,7 @@ def _train(
         recompute=layout.recompute,
     )  # fmt: skip
     gpt.train()
-    sync = _synchroniser(task, gpt, notes, rank, device)
+    sync = _synchroniser(task, gpt, notes, rank, device, groups)
     text = Text(task.seed, training.global_batch, training.sequence)
     mine = micro_batches(layout, training.global_batch, layout.coordinates(rank)[1])
     losses: list[Tensor] = []
@@ -138,10 +145,12 @@ def _train(
     return [float(loss) for loss in losses], [notes.clock.seconds(end) for end in ends], weights
 
 
-def _synchroniser(task: Task, gpt: Gpt, notes: Notes, rank: int, device: torch.device) -> Synchroniser:
+def _synchroniser(
+    task: Task, gpt: Gpt, notes: Notes, rank: int, device: torch.device, groups: NodeGroups | None
+) -> Synchroniser:
     scheme = task.layout.scheme
     if isinstance(scheme, ParameterServer):
-        return ServedWorker(task, gpt, notes, rank, device)
+        return ServedWorker(task, gpt, notes, rank, device, groups)
     assert isinstance(scheme, AllReduce)
     if scheme.overlap and task.layout.mesh.dp > 1:
         return OverlappedAllReduce(task, gpt, notes)
@@ -168,7 +177,7 @@ def _step(
             # Scaled by the whole batch, so that sums over micro-batches and ranks are the gradient of its mean.
             loss = sync.loss(tokens, targets) / whole
             middle = clock.mark()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             end = clock.mark()
         loss_sum += loss.detach()
         notes.add(step, "forward", "all", "compute", "compute", start, middle, micro_batch=i)
@@ -266,8 +275,8 @@ def _device_of(task: Task, local_rank: int, is_worker: bool) -> tuple[torch.devi
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found == 0 or (local_rank >= found and not task.share_devices):
         raise ExecutionError(
-            f"local rank {local_rank} needs a GPU of its own, and this host has {found}; run on the hosts that the plan "
-            "names, or let ranks share devices"
+            f"local rank {local_rank} needs a GPU of its own, and this host has {found}; run on the hosts that the "
+            "plan names, or let ranks share devices"
         )
     device = torch.device("cuda", local_rank % found)
     torch.cuda.set_device(device)
@@ -338,7 +347,8 @@ def main(arguments: list[str] | None = None) -> int:
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
         if address is None or port is None:
             raise ExecutionError("MASTER_ADDR and MASTER_PORT are not set; start with torchrun, or export them")
-        store = dist.TCPStore(address, int(port), ranks, rank == 0 and not _agent_has_store())
+        serves = rank == 0 and not _agent_has_store()
+        store = dist.TCPStore(address, int(port), ranks, serves)  # type: ignore[attr-defined]
         run = perform(task, rank=rank, local_rank=local, store=store, tell=lambda text: print(text, flush=True))
         if run is not None:
             files.save(run, given.out)

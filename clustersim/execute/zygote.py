@@ -1,7 +1,7 @@
 """The process that local ranks are forked from: it has imported torch and never runs any of it.
 
-Importing torch and torch._dynamo takes seconds; a fork takes milliseconds. A process that has run a torch op, or touched
-CUDA, cannot be forked safely (thread pools and driver state do not survive), so the forking is done here and nowhere else.
+Importing torch and torch._dynamo takes seconds; a fork takes milliseconds. A process that has run a torch op, or
+touched CUDA, cannot be forked safely (thread pools and driver state do not survive), so forking is done here only.
 
 Protocol: one job per line of JSON on stdin; on stdout, `progress TEXT` lines that ranks write, and `done JSON` at the
 end of each job, which lists the ranks that failed. When stdin ends, so does everything.
@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ _PRELOAD = (
     "torch.distributed",
     "torch.nn.parallel",
     "clustersim.execute.worker",
-
 )
 _POLL_S = 0.02
 # How long the other ranks get to say what went wrong after the first one failed.
@@ -45,8 +44,8 @@ def main() -> None:
     print("ready", flush=True)
     buffer = b""
     while True:
-        line, _, rest = buffer.partition(b"\n")
-        if _:
+        line, ended, rest = buffer.partition(b"\n")
+        if ended:
             buffer = rest
             failed = _run(json.loads(line))
             print("done " + json.dumps(failed), flush=True)
@@ -78,14 +77,19 @@ def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
                     break
                 readable, _, _ = select.select([0], [], [], _POLL_S)
                 if readable:  # The parent speaks during a job only by going away.
-                    raise SystemExit(1)
+                    _kill(pids)
+                    os._exit(1)
     finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in pids:
-            os.waitpid(pid, 0)
+        _kill(pids)
     return sorted(failed, key=lambda failure: (failure["consequence"], failure["at_s"]))
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        os.waitpid(pid, 0)
 
 
 def _failure(job: dict[str, Any], rank: int, code: int) -> dict[str, Any]:
@@ -179,11 +183,8 @@ def explain(error: BaseException) -> str:
 
 def is_consequence(error: BaseException) -> bool:
     """Whether an error says no more than that another rank is gone."""
-    text = str(error)
-    return any(
-        sign in text
-        for sign in ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "Read timeout")
-    )
+    signs = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "Read timeout")
+    return any(sign in str(error) for sign in signs)
 
 
 def _die_with_parent() -> None:

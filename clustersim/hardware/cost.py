@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, assert_never, cast
+from typing import Literal, TypeVar, assert_never, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from clustersim.hardware.gemm_table import GemmRows, GemmTable
 from clustersim.hardware.kernel import BYTES_OF, Attention, Dtype, Gemm, Kernel, Kernels, Memory, MemoryOp
 from clustersim.hardware.memory_table import MemoryCurve, MemoryRows
 
+Table = TypeVar("Table", GemmTable, AttentionTable)
 FloatArray = npt.NDArray[np.float64]
 Numbers = FloatArray | npt.NDArray[np.int64] | float
 
@@ -53,6 +54,10 @@ class DeviceCosts:
             d: AttentionTable(device, d, attention) for d in _dtypes(device, (rows.dtype for rows in attention))
         }
         ops = sorted({str(op) for rows in memory for op in np.unique(rows.op)})
+        # Tensor cores run both 16-bit types alike, and most tables were measured in one of them.
+        if device.peak.get("fp16") == device.peak.get("bf16"):
+            _share(self._gemm)
+            _share(self._attention)
         self._memory = {op: MemoryCurve(op, memory) for op in cast(list[MemoryOp], ops)}
         self._known: dict[Kernel, Cost] = {}
 
@@ -113,6 +118,14 @@ class DeviceCosts:
                 return _roofline(roofline.memory_seconds(self.device, kernel))
             case _:
                 assert_never(kernel)
+
+
+def _share(tables: dict[Dtype, Table]) -> None:
+    """Let fp16 and bf16 use each other's table where only one was measured."""
+    found = tables.get("bf16") or tables.get("fp16")
+    if found is not None:
+        tables.setdefault("bf16", found)
+        tables.setdefault("fp16", found)
 
 
 def _measured(found: tuple[float, float]) -> Cost:

@@ -14,12 +14,12 @@ from clustersim.timeline import OpId
 from clustersim.units import human_seconds
 
 
-def op_text(op: OpId) -> str:
-    """An op identity in a few words: `backward L3-7 of micro-batch 0, stage 1`."""
+def op_text(op: OpId, *, place: bool = True) -> str:
+    """An op identity in a few words: `backward L3-7, micro-batch 0, stage 1`; without the stage where it is said."""
     what = op.phase if op.kind == "compute" else op.kind
     part = "" if op.part == "all" else f" {op.part}"
     micro_batch = f", micro-batch {op.micro_batch}" if op.micro_batch >= 0 else ""
-    stage = f", stage {op.stage}" if op.stage >= 0 else ", server"
+    stage = "" if not place else f", stage {op.stage}" if op.stage >= 0 else ", server"
     return f"{what}{part}{micro_batch}{stage}"
 
 
@@ -68,7 +68,7 @@ def _ops(ops: Sequence[OpRow], most: int) -> Table:
     table = _columns("op")
     worst = sorted(ops, key=lambda row: -abs(row.seconds.predicted_s - row.seconds.measured_s))
     for row in worst[:most]:
-        table.add_row(f"{op_text(row.op)} ({row.ranks})", *_cells(row.seconds))
+        table.add_row(f"{op_text(row.op, place=False)} ({row.ranks})", *_cells(row.seconds))
     return table
 
 

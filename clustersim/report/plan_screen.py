@@ -66,7 +66,7 @@ def looked_at(counts: Counts) -> str:
         f"{counts.simulated} simulated, in {human_seconds(counts.wall_s)}"
     )
     worst = sorted(counts.infeasible.items(), key=lambda item: -item[1])[:2]
-    told = "; ".join(f"{number:,}: {reason}" for reason, number in worst if number)
+    told = ", ".join(f"{number:,} by {reason}" for reason, number in worst if number)
     return f"{line}\nleft out: {told}" if told else line
 
 
@@ -140,7 +140,7 @@ def why(plan: Plan) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
+    text = f"PS{text[2:]}" if text.startswith("ps ") else text[:1].upper() + text[1:]
     return text if text.endswith(".") else f"{text}."
 
 

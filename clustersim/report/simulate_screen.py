@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from clustersim.simulate.simulate import LinkUse, Simulated
 
 _LINK_WORDS = {
-    "device out": "devices, into the node", "device in": "devices, out of the node", "pcie out": "PCIe, to the NIC",
-    "pcie in": "PCIe, from the NIC", "nic out": "NICs, sending", "nic in": "NICs, receiving",
-    "leaf up": "leaf to spine", "leaf down": "spine to leaf", "server out": "server hosts, sending",
-    "server in": "server hosts, receiving", "bus": "host memory",
+    "device out": "devices, in the node", "device in": "devices, in the node", "pcie out": "PCIe, to the NICs",
+    "pcie in": "PCIe, from the NICs", "nic out": "NICs, out", "nic in": "NICs, in", "leaf up": "leaves, up",
+    "leaf down": "leaves, down", "server out": "server hosts, out", "server in": "server hosts, in",
+    "bus": "host memory",
 }  # fmt: skip
 
 

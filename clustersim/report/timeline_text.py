@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def stretches(timeline: Timeline, most: int = 14) -> list[Stretch]:
     Three grains are tried, finest first: same op kind, phase and place; then all compute and sends of one place; then
     all compute and sends wherever they run.
     """
-    path = critical_path(timeline)
+    path = _path(timeline)
     labels = {c.rank: c.label for c in timeline.classes}
     grains: tuple[Callable[[Span], tuple[object, ...]], ...] = (
         lambda span: (span.op.kind, span.op.phase, span.rank),
@@ -50,6 +51,28 @@ def stretches(timeline: Timeline, most: int = 14) -> list[Stretch]:
         if len(found) <= most:
             break
     return found
+
+
+def _path(timeline: Timeline) -> list[Span]:
+    """The critical path back to the start. Parts of a bucket overlap with the parts of what they wait for, so that a
+    span may name nothing that ended before it: the path goes on with what ended last before it began."""
+    path = list(critical_path(timeline))
+    by_end = sorted(timeline.spans, key=lambda span: (span.end_s, span.start_s))
+    ends = [span.end_s for span in by_end]
+    while path:
+        first = path[0]
+        index = bisect.bisect_right(ends, first.start_s + 1e-12 * max(1.0, first.start_s)) - 1
+        while index >= 0 and by_end[index].start_s >= first.start_s:
+            index -= 1
+        if index < 0:
+            break
+        current = by_end[index]
+        chain = [current]
+        while current.after:
+            current = max((timeline.spans[i] for i in current.after), key=lambda span: span.end_s)
+            chain.append(current)
+        path = [*reversed(chain), *path]
+    return path
 
 
 def _broad(span: Span) -> str:

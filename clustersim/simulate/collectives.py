@@ -26,7 +26,7 @@ class Phase:
     """One fluid phase of a collective over a buffer of M bytes.
 
     `traffic` is what every link carries per byte of M. `near_hops` and `far_hops` count the steps that wait for an
-    interconnect's or the network's alpha; `switches` the fabric switches on a far hop. `message` is the size of one
+    interconnect's or the network's alpha; `switches` the fabric switches on the longest far hop. `message` is the size of one
     step's message per byte of M, which decides the efficiency of the wire.
     """
 
@@ -72,10 +72,10 @@ def _blocks(wiring: Wiring, groups: Ints) -> Ints:
 
 
 def _switches(wiring: Wiring, blocks: Ints) -> int:
+    """Fabric switches on the longest edge between neighbouring nodes of the rings."""
     if blocks.shape[1] == 1:
         return 0
-    first, second = int(blocks[0, -1, 0]), int(blocks[0, 0, 0])
-    return wiring.hops(first, second)[1]
+    return wiring.most_switches(blocks.ravel(), np.roll(blocks, -1, axis=1).ravel())
 
 
 def _ring(wiring: Wiring, blocks: Ints, rounds: int) -> Phase:
@@ -199,7 +199,7 @@ def _exchange_phase(wiring: Wiring, sources: Ints, targets: Ints, share: float, 
         traffic=wiring.between(sources, targets, share * times),
         near_hops=times if near else 0,
         far_hops=0 if near else times,
-        switches=0 if near else wiring.hops(int(sources[-1]), int(targets[-1]))[1],
+        switches=0 if near else wiring.most_switches(sources, targets),
         message=share,
     )
 

@@ -26,7 +26,7 @@ class Engine:
         self.compiled = compiled
         self.steps = steps
         self.slowdown = slowdown
-        self.network = Network(self.env, compiled.capacity)
+        self.network = Network(self.env, compiled.links.capacity)
         count = len(compiled.tasks)
         self.start_s = [0.0] * (count * steps)
         self.end_s = [0.0] * (count * steps)

@@ -8,13 +8,14 @@ from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
 from clustersim.program.program import Compute, Program
 from clustersim.simulate.engine import Engine
-from clustersim.simulate.tasks import Compiled, Compiler, Prices
+from clustersim.simulate.tasks import Compiled, Compiler, Flows, Prices
 from clustersim.timeline import RankClass, Span, Timeline, union_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkUse:
-    """How busy one class of links was: `count` links of `kind`, each used to `utilisation` over the makespan."""
+    """How busy one class of links was: `count` links of `kind`, each of which carried `bytes_per_link` in all steps and
+    was busy for the fraction `utilisation` of the makespan (losses on the wire and measured times counted)."""
 
     kind: str
     count: int
@@ -106,18 +107,27 @@ def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: f
 
 
 def _link_use(engine: Engine, compiled: Compiled, prices: Prices, makespan: float) -> tuple[LinkUse, ...]:
-    result = []
-    for index, carried in enumerate(engine.network.carried):
-        capacity = compiled.capacity[index]
-        result.append(
-            LinkUse(
-                kind=prices.wiring.kind_of(int(compiled.links[index][0])).name.lower().replace("_", " "),
-                count=len(compiled.links[index]),
-                bytes_per_link=carried,
-                capacity_bytes_per_s=capacity,
-                utilisation=carried / (capacity * makespan) if makespan > 0.0 else 0.0,
-            )
+    links = compiled.links
+    carried, occupied = [0.0] * len(links.capacity), [0.0] * len(links.capacity)
+    times: dict[int, tuple[Flows, int]] = {}
+    for number, task in enumerate(compiled.tasks):
+        if isinstance(task.work, Flows) and (task.joint < 0 or compiled.joints[task.joint][0] == number):
+            _, before = times.get(id(task.work), (None, 0))
+            times[id(task.work)] = (task.work, before + engine.steps)
+    for flows, count in times.values():
+        for link, size, busy in flows.carried:
+            carried[link] += count * size
+            occupied[link] += count * busy
+    result = [
+        LinkUse(
+            kind=prices.wiring.kind_of(int(members[0])).name.lower().replace("_", " "),
+            count=len(members),
+            bytes_per_link=carried[index],
+            capacity_bytes_per_s=capacity,
+            utilisation=occupied[index] / (capacity * makespan) if makespan > 0.0 else 0.0,
         )
+        for index, (members, capacity) in enumerate(zip(links.members, links.capacity, strict=True))
+    ]
     return tuple(sorted(result, key=lambda use: (-use.utilisation, use.kind)))
 
 

@@ -26,28 +26,51 @@ from clustersim.program.program import (
 )
 from clustersim.simulate.collectives import Phase, latency_s, phases, wire_efficiency
 from clustersim.simulate.fold import Folding, fold
+from clustersim.simulate.sharing import binding_links
 
 Ints = NDArray[np.int64]
 # The partitions of a bucket are simulated one by one up to this many; more would only sharpen the pipeline's fill.
 MOST_PARTS = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkClasses:
+    """Links that every traffic pattern of a program loads alike: `members` of each class, its `capacity`, and for each
+    pattern the (class, bytes per byte of a flow) pairs it loads. `binding`: the classes that can hold a flow back."""
+
+    capacity: list[float]
+    members: list[Ints]
+    patterns: list[tuple[tuple[int, float], ...]]
+    binding: list[bool]
+
+
 @dataclass(slots=True)
 class Flows:
-    """A communication task: phases one after the other, each a latency and then flows of `size` bytes per flow that
-    put `weights` (link class, bytes per byte of the flow) on the links. Until the link classes are known, `weights`
-    hold (pattern, factor)."""
+    """A communication task: phases one after the other, each a latency and then flows of `size` bytes per flow, with
+    (pattern, factor) pairs: a lossy wire is busy for longer than its bytes would keep it.
 
-    phases: list[tuple[float, float, tuple[tuple[int, float], ...]]]
+    Once the link classes are known, `phases` are (latency, size, weights on the binding link classes), and `carried`
+    says what each link class carries in all phases: (link class, bytes, bytes with the factors).
+    """
 
-    def resolve(self, patterns: list[tuple[tuple[int, float], ...]]) -> None:
-        """Replace patterns by the link classes that they load."""
-        for index, (wait, size, named) in enumerate(self.phases):
+    planned: list[tuple[float, float, tuple[tuple[int, float], ...]]]
+    phases: list[tuple[float, float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
+    carried: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def resolve(self, links: LinkClasses) -> None:
+        """Find the link classes that the patterns load."""
+        carried: dict[int, list[float]] = {}
+        for wait, size, named in self.planned:
             total: dict[int, float] = {}
             for pattern, factor in named:
-                for link, load in patterns[pattern]:
-                    total[link] = total.get(link, 0.0) + load * factor
-            self.phases[index] = (wait, size, tuple(total.items()))
+                for link, load in links.patterns[pattern]:
+                    counts = carried.setdefault(link, [0.0, 0.0])
+                    counts[0] += size * load
+                    counts[1] += size * load * factor
+                    if links.binding[link]:
+                        total[link] = total.get(link, 0.0) + load * factor
+            self.phases.append((wait, size, tuple(total.items())))
+        self.carried = [(link, size, busy) for link, (size, busy) in carried.items()]
 
 
 @dataclass(slots=True)
@@ -330,10 +353,10 @@ class Prices:
             self._kept.append(traffic)
         return tuple((pattern, near if inside else far) for pattern, inside in found)
 
-    def link_classes(self) -> tuple[list[float], list[tuple[tuple[int, float], ...]], list[Ints]]:
-        """(capacity of each link class, weights of each remembered pattern on the classes, links of each class).
+    def link_classes(self) -> LinkClasses:
+        """The classes of the links that remembered patterns load.
 
-        The signature of a link is a hash of its capacity and of (pattern, load) over the patterns that load it.
+        The signature of a link is a hash of its kind, its capacity and of (pattern, load) over the patterns on it.
         """
         links: list[Ints] = []
         pattern: list[Ints] = []
@@ -346,26 +369,32 @@ class Prices:
             pattern.append(np.full(len(used), index))
             loads.append(total[used].astype(np.float64))
         if not links or not sum(map(len, links)):
-            return [], [() for _ in self._patterns], []
+            return LinkClasses(capacity=[], members=[], patterns=[() for _ in self._patterns], binding=[])
         every, which, much = np.concatenate(links), np.concatenate(pattern), np.concatenate(loads)
         # Equal loads may differ in the last bits by the order of summation: compare twelve digits.
-        digits = np.round(much / 10.0 ** np.floor(np.log10(much)), 11).view(np.uint64)
+        exponent = np.floor(np.log10(much))
+        digits = np.round(much / 10.0**exponent, 11).view(np.uint64) + exponent.astype(np.int64).view(np.uint64)
         mixed = _hash(_hash(which.astype(np.uint64)) + digits)
         signature = np.zeros(self.wiring.links, np.uint64)
         np.add.at(signature, every, mixed)
-        signature = _hash(signature + self.wiring.capacity.view(np.uint64))
+        signature = _hash(_hash(signature + self.wiring.capacity.view(np.uint64)) + self.wiring.kinds)
         touched = np.unique(every)
         _, first, inverse = np.unique(signature[touched], return_index=True, return_inverse=True)
         class_of = np.full(self.wiring.links, -1, np.int64)
         class_of[touched] = inverse
-        representative = touched[first]
-        capacity = [float(self.wiring.capacity[link]) for link in representative]
-        weights: list[tuple[tuple[int, float], ...]] = []
-        for used, load in zip(links, loads, strict=True):
+        capacity = self.wiring.capacity[touched[first]]
+        matrix = np.zeros((len(first), len(links)))
+        patterns: list[tuple[tuple[int, float], ...]] = []
+        for index, (used, load) in enumerate(zip(links, loads, strict=True)):
             classes, where = np.unique(class_of[used], return_index=True)
-            weights.append(tuple((int(c), float(load[i])) for c, i in zip(classes, where, strict=True)))
-        members = [touched[inverse == c] for c in range(len(capacity))]
-        return capacity, weights, members
+            matrix[classes, index] = load[where]
+            patterns.append(tuple((int(c), float(load[i])) for c, i in zip(classes, where, strict=True)))
+        return LinkClasses(
+            capacity=capacity.tolist(),
+            members=[touched[inverse == c] for c in range(len(first))],
+            patterns=patterns,
+            binding=binding_links(matrix, capacity).tolist(),
+        )
 
 
 def _hash(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -398,13 +427,12 @@ def _server_classes(servers: tuple[ServerShare, ...], cluster: Cluster, wiring: 
 
 @dataclass(slots=True)
 class Compiled:
-    """Tasks in emission order, the streams' names, the joints' members, and the network they run on."""
+    """Tasks in emission order, the streams' names, the joints' members, and the links they run on."""
 
     tasks: list[Task]
     streams: list[tuple[int, str]]
     joints: list[list[int]]
-    capacity: list[float]
-    links: list[Ints]
+    links: LinkClasses
     owners: int
 
 
@@ -432,13 +460,12 @@ class Compiler:
         for owner, position in owners:
             for index, op in enumerate(self.program.positions[position].ops):
                 self._wait(owner, position, index, op)
-        capacity, patterns, links = self.prices.link_classes()
+        links = self.prices.link_classes()
         for flows in self._flow_cache.values():
-            flows.resolve(patterns)
+            flows.resolve(links)
         return Compiled(
-            tasks=self.tasks, streams=list(self.streams), joints=self.joints, capacity=capacity, links=links,
-            owners=len(owners),
-        )  # fmt: skip
+            tasks=self.tasks, streams=list(self.streams), joints=self.joints, links=links, owners=len(owners)
+        )
 
     def _owners(self) -> list[tuple[int, int]]:
         workers = [(c, stage) for c, stage in enumerate(self.prices.folding.stage)]

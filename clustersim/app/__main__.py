@@ -1,0 +1,5 @@
+"""`python -m clustersim.app`."""
+
+from clustersim.app import main
+
+main()

@@ -1,0 +1,162 @@
+"""`profile` and `demo`: what this machine can do, and the whole loop on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clustersim.app import planning, running, screen
+from clustersim.errors import ClustersimError, UsageError
+
+if TYPE_CHECKING:
+    from clustersim.compare import Comparison
+    from clustersim.execute.launch import Launcher
+
+# What scenarios call the profile of this machine, unless it is given another name.
+LOCAL = "local"
+_DEMO_RANKS = 4
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    app.command("profile")(profile_command)
+    app.command("demo")(demo_command)
+
+
+def profile_command(
+    quick: Annotated[bool, typer.Option("--quick", help="Coarser tables, in a quarter of the time.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The hwprofiles folder to write into; default: your own.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="What scenarios shall call this machine.")] = LOCAL,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Most ranks to run at once; default: 4, or one a core.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything measured as JSON.")] = False,
+) -> None:
+    """Measure this machine (kernels, memory, messages, shared cores), so that plans can be made for it. Needs torch."""
+    from clustersim import files
+    from clustersim.app.probe_screen import probe_screen
+    from clustersim.execute.probe import probe
+    from clustersim.execute.profile_files import write_profiles
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(f"--name {name}: write letters, digits, dots, dashes and underscores")
+    found = probe(quick, _rank_counts(ranks), screen.progress())
+    written = write_profiles(found, name, out)
+    if as_json:
+        screen.show_json(files.plain(found))
+        return
+    screen.show(probe_screen(found, written))
+    screen.show(f"\nNext: clustersim init, or nodes: {{{written.node}: 1}} and framework: {written.framework}")
+
+
+def _rank_counts(most: int | None = None) -> list[int]:
+    """Powers of two up to `most` (by default one rank a core, but at least four), and `most` itself."""
+    from clustersim.execute.launch import cores
+
+    top = most if most is not None else max(_DEMO_RANKS, cores())
+    return sorted({2**power for power in range(top.bit_length())} | {top})
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Where plans, runs and the trace go.")] = Path("clustersim-demo"),
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps of each run.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparisons as JSON.")] = False,
+) -> None:
+    """Profile this machine, plan a tiny GPT for it, run two plans for real, and compare: two minutes. Needs torch."""
+    from clustersim import files
+    from clustersim.execute.launch import Launcher
+    from clustersim.report.compare_screen import demo_table
+
+    tell = screen.progress()
+    _profiled(tell)
+    results: list[tuple[str, Comparison]] = []
+    with Launcher() as launcher:
+        for title, tree in _demo_scenarios():
+            results.append((title, _plan_run_compare(title, tree, out, steps, launcher, tell)))
+    if as_json:
+        screen.show_json({title: files.plain(found) for title, found in results})
+        return
+    screen.show(demo_table(results))
+    screen.show(
+        f"\nPlans, runs and traces are in {out}. Look closer: clustersim compare {out}/allreduce.plan.json "
+        f"{out}/allreduce.run.json\nPlan a large cluster: clustersim plan gpt3-175b-dgx-a100"
+    )
+
+
+def _profiled(tell: Callable[[str], None]) -> None:
+    """Make sure that this machine has a profile; one that is there is used as long as it is of this machine."""
+    from clustersim import files
+    from clustersim.execute.launch import cores
+    from clustersim.execute.probe import host_memory_bytes, probe
+    from clustersim.execute.profile_files import write_profiles
+
+    if LOCAL in files.profile_names("nodes"):
+        try:
+            from clustersim.cluster.load import load_node
+
+            node = load_node(LOCAL)
+        except ClustersimError:
+            node = None
+        if (
+            node is not None
+            and node.host.cores == cores()
+            and node.host.memory_bytes == float(host_memory_bytes())
+            and node.devices >= _DEMO_RANKS
+        ):
+            tell(f"profile {LOCAL!r} of {node.provenance.date} is used; `clustersim profile` measures anew")
+            return
+    tell("profiling this machine: half a minute")
+    write_profiles(probe(True, _rank_counts(), tell), LOCAL)
+
+
+def _demo_scenarios() -> list[tuple[str, dict[str, Any]]]:
+    """Four ranks that allreduce, and two workers with two servers."""
+
+    def scenario(name: str, workers: int, **more: Any) -> dict[str, Any]:
+        cluster: dict[str, Any] = {"nodes": {LOCAL: {"count": workers, "devices": 1}}, **more.pop("cluster", {})}
+        return {
+            "schema_version": 1,
+            "name": name,
+            "model": "tiny-4m",
+            "training": {"global_batch": 16, "sequence": 128, "precision": "fp32", "optimizer": "adam"},
+            "framework": f"clustersim-{LOCAL}",
+            "cluster": cluster,
+            "layout": {"dp": workers, "tp": 1, "pp": 1, "recompute": "none", **more},
+        }
+
+    return [
+        ("allreduce, 4 ranks", scenario("allreduce", 4, sync="allreduce", algorithm="ring")),
+        (
+            "parameter server, 2 workers + 2 servers",
+            scenario(
+                "parameter-server", 2, sync="parameter-server", placement="dedicated", servers=2,
+                cluster={"servers": {LOCAL: 2}},
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def _plan_run_compare(
+    title: str, tree: dict[str, Any], out: Path, steps: int, launcher: Launcher, tell: Callable[[str], None]
+) -> Comparison:
+    from clustersim import files
+    from clustersim.execute.execute import execute
+    from clustersim.scenario import question
+    from clustersim.search.search import make_plan
+
+    name = tree["name"]
+    tell(f"planning: {title}")
+    plan = make_plan(question(tree, name), progress=tell)
+    files.save(plan, out / f"{name}.plan.json")
+    tell(f"running: {title}")
+    run = execute(plan, steps=steps, progress=tell, launcher=launcher)
+    files.save(run, out / f"{name}.run.json")
+    comparison, predicted = running.compared(plan, run)
+    planning.write_trace(out / f"{name}.trace.json", predicted, run.timeline)
+    return comparison

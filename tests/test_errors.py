@@ -1,0 +1,299 @@
+"""Malformed scenarios: one line on stderr that says where, what is wrong and what to write; the right exit code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clustersim.app.door import run
+
+GOOD = """\
+schema_version: 1
+name: good
+model: gpt3-125m
+training:
+  global_batch: 32
+  sequence: 1024
+  precision: bf16
+framework: megatron-lm
+cluster:
+  nodes:
+    dgx-a100-80g: 1
+  fabric: one-switch
+"""
+
+_BOMB = "".join(
+    f"      {name}: &{name} [{', '.join(['*' + before if before else '1'] * 10)}]\n"
+    for before, name in zip(["", *"abcde"], "abcdef", strict=True)
+)
+
+
+def _with(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1
+    return GOOD.replace(old, new)
+
+
+# name: (text, line:column of the blame or "" where the whole file is to blame, what the message must contain)
+MALFORMED: dict[str, tuple[str, str, str]] = {
+    "wrong unit": (
+        GOOD + "layout: {bucket: 25Gb/s}\n",
+        "13:18",
+        "layout.bucket: '25Gb/s' is not a size; write e.g. 80GiB",
+    ),
+    "unknown key": (
+        _with("global_batch", "globl_batch"),
+        "5:3",
+        "training.globl_batch: unknown key; did you mean 'global_batch'?",
+    ),
+    "unknown key at the top": (GOOD + "objectve: usd\n", "13:1", "did you mean 'objective'?"),
+    "unknown key in a union": (
+        _with("fabric: one-switch", "fabric: {kind: leaf-spine, oversubscripton: 2}"),
+        "12:30",
+        "cluster.fabric.oversubscripton: unknown key; did you mean 'oversubscription'?",
+    ),
+    "unknown key like none": (GOOD + "x: 1\n", "13:1", "x: unknown key; known here: cluster, constraints, framework"),
+    "unknown key of an overridden profile": (
+        _with("dgx-a100-80g: 1", "dgx-a100-80g: {count: 1, nics: {rate: 400Gb/s}}"),
+        "11:30",
+        "cluster.nodes.dgx-a100-80g.nics: unknown key; did you mean 'nic'?",
+    ),
+    "unknown key of dimensions": (
+        _with("model: gpt3-125m", "model: {layers: 12, hiden: 768, heads: 12, vocab: 100}"),
+        "3:21",
+        "did you mean 'hidden'?",
+    ),
+    "bare number": (GOOD + "layout: {bucket: 1000000}\n", "13:18", "bare number 1000000 has no unit; write e.g. 80GiB"),
+    "bare number in an overridden profile": (
+        _with("dgx-a100-80g: 1", "dgx-a100-80g: {count: 1, nic: {rate: 400}}"),
+        "11:42",
+        "cluster.nodes.dgx-a100-80g.nic.rate: bare number 400 has no unit; write e.g. 400Gb/s",
+    ),
+    "negative count": (
+        _with("global_batch: 32", "global_batch: -32"),
+        "5:17",
+        "training.global_batch: must be at least 1",
+    ),
+    "negative time": (GOOD + "constraints: {deadline: -5s}\n", "13:25", "'-5s' must be at least 0; write e.g. 5us"),
+    "degree of nothing": (GOOD + "layout: {tp: 0}\n", "13:14", "layout.tp: must be at least 1, not 0"),
+    "open bracket": (_with("name: good", "name: [good"), "3:6", "YAML: expected ',' or ']'"),
+    "colon in a value": (_with("name: good", "name: good: bad"), "2:11", "quote a value that contains ': '"),
+    "duplicate key": (_with("name: good", "name: good\nname: better"), "3:1", 'duplicate key "name"'),
+    "tab": (_with("  global_batch", "\tglobal_batch"), "5:1", "indent with spaces, not with tabs"),
+    "two documents": ("a: 1\n---\nb: 2\n", "2:1", "write one document"),
+    "no nodes": (_with("dgx-a100-80g: 1", "dgx-a100-80g: 0"), "11:19", "0 nodes; write at least 1"),
+    "unknown node": (_with("dgx-a100-80g", "dgx-a100-80gb"), "11:20", "did you mean 'dgx-a100-80g'?"),
+    "unknown model": (_with("gpt3-125m", "gpt3-125"), "3:8", "did you mean gpt3-125m"),
+    "unknown framework": (_with("megatron-lm", "megatron"), "8:12", "did you mean 'megatron-lm'?"),
+    "unknown fabric": (_with("one-switch", "two-switch"), "12:11", "did you mean 'one-switch'?"),
+    "node without devices": (_with("dgx-a100-80g", "cpu-server-200g"), "11:22", "write it under servers:"),
+    "range that ends before it begins": (
+        _with("  fabric:", "  servers: {cpu-server-200g: 16..0}\n  fabric:"),
+        "12:30",
+        "write the smaller number first",
+    ),
+    "range that is none": (
+        _with("  fabric:", "  servers: {cpu-server-200g: some}\n  fabric:"),
+        "12:30",
+        "write e.g. 4 or 0..16",
+    ),
+    "block without a count": (
+        _with("dgx-a100-80g: 1", "dgx-a100-80g: {nic: {rate: 400Gb/s}}"),
+        "11:5",
+        "count is required and missing",
+    ),
+    "alias bomb": (GOOD + "what_if:\n  - name: x\n    set:\n" + _BOMB, "", "values after expanding aliases"),
+    "alias of itself": (GOOD + "what_if: &w\n  - *w\n", "14:5", "the alias *w contains itself; write the value out"),
+    "nested too deeply": (_with("name: good", f"name: {'[' * 5000}"), "", "nested too deeply"),
+    "NaN": (GOOD + "constraints: {memory_headroom: .nan}\n", "13:32", "nan is not a finite number; write e.g. 8%"),
+    "NaN for a whole number": (_with("global_batch: 32", "global_batch: .nan"), "5:17", "not a finite number"),
+    "infinity": (_with("  sequence", "  tokens: .inf\n  sequence"), "6:11", "inf is not a finite number"),
+    "too large": (_with("global_batch: 32", f"global_batch: {10**30}"), "5:17", "is too large; write at most"),
+    "what-if path that does not exist": (
+        GOOD + "what_if:\n  - {name: x, set: {cluster.nodse.dgx-a100-80g: 2}}\n",
+        "14:21",
+        "there is no cluster.nodse; known here: fabric, faults, nodes, servers",
+    ),
+    "what-if key that does not exist": (
+        GOOD + "what_if:\n  - {name: x, set: {cluster.nodes.dgx-a100-80g.nic.rat: 400Gb/s}}\n",
+        "14:21",
+        "did you mean 'rate'?",
+    ),
+    "what-if value without a unit": (
+        GOOD + "what_if:\n  - name: x\n    set:\n      training.sequence: 512\n"
+        "      cluster.nodes.dgx-a100-80g.nic.rate: 400\n",
+        "17:7",
+        "bare number 400 has no unit",
+    ),
+    "sequence beyond the positions": (_with("1024", "4096"), "6:13", "2048 learned positions; write at most 2048"),
+    "bf16 on a V100": (_with("dgx-a100-80g", "dgx-1-v100"), "7:14", "the device has no bf16; use one of fp16, fp32"),
+    "empty": ("", "", "is empty; `clustersim init` writes a scenario"),
+    "list": ("- a\n- b\n", "1:1", "is not a block of keys; write e.g. key: value"),
+    "word": ("hello\n", "", "'hello' is not a block of keys"),
+    "no schema version": (_with("schema_version: 1\n", ""), "1:1", "schema_version: this key is required and missing"),
+    "schema version of tomorrow": (
+        _with("schema_version: 1", "schema_version: 2"),
+        "1:17",
+        "2 is not accepted; write 1",
+    ),
+    "required key missing": (
+        _with("  sequence: 1024\n", ""),
+        "4:1",
+        "training.sequence: this key is required and missing",
+    ),
+    "rank that does not exist": (
+        GOOD + "  faults:\n    - {kind: slow-rank, rank: 17, slowdown: 1.3}\n",
+        "14:7",
+        "rank 17 does not exist; the cluster has ranks 0 to 7",
+    ),
+    "unknown fault": (
+        GOOD + "  faults:\n    - {kind: slow-gpu, rank: 1, slowdown: 1.3}\n",
+        "14:14",
+        "cluster.faults.0.kind: 'slow-gpu' is not one of 'slow-rank', 'slow-nic'",
+    ),
+    "word for a number": (
+        _with("global_batch: 32", "global_batch: many"),
+        "5:17",
+        "'many' is not a whole number; write e.g. 8",
+    ),
+    "fraction for a number": (_with("global_batch: 32", "global_batch: 32.5"), "5:17", "32.5 is not a whole number"),
+    "unknown choice": (GOOD + "objective: fastest\n", "13:12", "'fastest' is not one of 'step_time', 'usd'"),
+    "word for a list": (GOOD + "search: {sync: allreduce}\n", "13:16", "is not a list; write e.g. ['allreduce']"),
+    "key without a value": (_with("model: gpt3-125m", "model:"), "3:1", "model: has no value"),
+    "block for a model with a mistake": (
+        _with("model: gpt3-125m", "model: {layers: 12, hidden: 768, heads: 7, vocab: 100}"),
+        "3:1",
+        "model: hidden = 768 is no multiple of heads = 7; add head_dim",
+    ),
+    "config.json that is not there": (_with("gpt3-125m", "./nowhere/config.json"), "3:8", "no such file"),
+}
+
+
+def _refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The one line that a command prints on stderr before it exits with `code`."""
+    assert run(arguments) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1, output.err
+    assert "Traceback" not in output.err
+    assert output.err.startswith("error: "), output.err
+    return output.err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_scenario(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, place, words = MALFORMED[name]
+    monkeypatch.chdir(tmp_path)
+    Path("scenario.yaml").write_text(text, encoding="utf-8")
+    line = _refused(["-q", "plan", "scenario.yaml", "--json"], capsys, 3)
+    found = re.match(r"scenario\.yaml(?::(\d+:\d+))?: ", line)
+    assert found is not None, line
+    assert (found.group(1) or "") == place, line
+    assert words in line, line
+
+
+def test_the_scenario_that_the_malformed_ones_are_made_of_is_sound(tmp_path: Path) -> None:
+    from clustersim.scenario import load_scenario
+
+    (tmp_path / "good.yaml").write_text(GOOD, encoding="utf-8")
+    assert load_scenario(tmp_path / "good.yaml").cluster.devices == 8
+
+
+def test_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _refused(["plan", "nowhere.yaml"], capsys, 3) == "nowhere.yaml: no such file"
+
+
+def test_unknown_built_in_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    line = _refused(["plan", "gpt3-175b-dgx-a10"], capsys, 3)
+    assert "no such file, and no built-in scenario of that name; did you mean 'gpt3-175b-dgx-a100'?" in line
+
+
+def test_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    assert "is not UTF-8 text (byte 9); save it as UTF-8" in _refused(["plan", str(path)], capsys, 3)
+
+
+def test_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a folder; name the file in it" in _refused(["simulate", f"{tmp_path}/"], capsys, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "plan.json:1:2: "),
+        ('{"program_digest": NaN}', "NaN is not JSON; write a finite number"),
+        ('{"program_digest": "x"}', "this key is required and missing"),
+    ],
+)
+def test_plan_that_is_none(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.json").write_text(text, encoding="utf-8")
+    assert words in _refused(["simulate", "plan.json"], capsys, 3)
+
+
+def test_model_that_fits_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "big.yaml"
+    path.write_text(_with("gpt3-125m", "gpt3-175b"), encoding="utf-8")
+    line = _refused(["-q", "plan", str(path), "-o", str(tmp_path / "plan.json")], capsys, 4)
+    assert "legal layouts fits" in line
+    assert "use more nodes" in line
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_layout_that_divides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "three.yaml"
+    path.write_text(GOOD + "layout: {tp: 3}\n", encoding="utf-8")
+    assert "no layout divides 8 devices" in _refused(["-q", "plan", str(path)], capsys, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frobnicate"], "no such command 'frobnicate'"),
+        (["plan"], "missing argument"),
+        (["plan", "x.yaml", "--wrokers", "2"], "no such option: --wrokers"),
+        (["plan", "x.yaml", "--top", "0"], "--top"),
+        (["schema", "galaxy"], "galaxy"),
+        (["calibrate", "plan.json"], "PLAN RUN"),
+        (["topo", "dgx-a100-80g", "--image", "picture.gif"], "an .svg or a .png file"),
+        (["compare", "plan.json", "run.json", "--tolerance", "a lot"], "write e.g. 8% or 0.08"),
+        (["profile", "--name", "../up"], "write letters, digits"),
+    ],
+)
+def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words.lower() in _refused(arguments, capsys, 2).lower()
+
+
+def test_our_own_bug_is_one_line_and_a_traceback_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from clustersim import scenario
+
+    def broken(path: str) -> None:
+        raise KeyError("an own mistake")
+
+    monkeypatch.setattr(scenario, "load_scenario", broken)
+    assert run(["plan", "x.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert told == "internal error: KeyError: 'an own mistake'; please report with --debug output\n"
+    assert run(["--debug", "plan", "x.yaml"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from clustersim.search import search
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "make_plan", stopped)
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", "gpt3-13b-dgx-a100", "-o", "plan.json"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,235 @@
+"""Folding (docs/laws.md): a class stands for its ranks exactly, and classes do not grow with the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusters import (
+    all_reduce,
+    cluster_of,
+    framework_of,
+    host_of,
+    layout_of,
+    model_of,
+    parameter_server,
+    servers,
+    sharded,
+    wire,
+    workers,
+    workload_of,
+)
+from clustersim.cluster.cluster import Cluster, Fault, SlowNic, SlowRank
+from clustersim.cluster.fabric import Fabric
+from clustersim.layout.layout import Layout, Mesh, Scheme
+from clustersim.program.lower import lower
+from clustersim.scenario import question
+from clustersim.simulate.simulate import simulate
+from clustersim.workload.training import Workload
+
+FabricKind = Literal["one-switch", "leaf-spine", "rail-optimized"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A cluster, a workload and a layout on it."""
+
+    cluster: Cluster
+    workload: Workload
+    layout: Layout
+    slowdown: float
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, faults: bool = True, most_ranks: int = 24) -> Case:
+    """Small clusters of every fabric, with faults, and layouts of every kind on them."""
+    devices = draw(st.sampled_from([1, 2, 4, 6]))
+    nodes = draw(st.integers(1, most_ranks // devices))
+    ranks = nodes * devices
+    nics = draw(st.sampled_from([n for n in (1, 2, 4, 6, 8) if max(n, devices) % min(n, devices) == 0]))
+    host = host_of(reduce_rate=draw(st.sampled_from([3e9, 1e11])), bandwidth=1e10)
+    machine = workers(
+        nodes, devices=devices, nics=nics, far=wire(2e9, 5e-6, launch=1e-5), near=wire(5e9, 1e-6),
+        pcie=draw(st.sampled_from([None, wire(3e9)])), host=host,
+    )  # fmt: skip
+    hosts = draw(st.integers(0, 3))
+    fabric = Fabric(
+        kind=draw(st.sampled_from(["one-switch", "leaf-spine", "rail-optimized"])),
+        nodes_per_leaf=draw(st.integers(1, 4)),
+        oversubscription=draw(st.sampled_from([1.0, 2.0])),
+        hop_latency_s=1e-6,
+    )
+    broken: list[Fault] = []
+    if faults:
+        for _ in range(draw(st.integers(0, 2))):
+            slow = draw(st.sampled_from([1.25, 2.0]))
+            broken.append(SlowRank(rank=draw(st.integers(0, ranks - 1)), slowdown=slow))
+        for _ in range(draw(st.integers(0, 2))):
+            node, nic = draw(st.integers(0, nodes - 1)), draw(st.integers(0, nics - 1))
+            broken.append(SlowNic(node=node, nic=nic, speed=draw(st.sampled_from([0.25, 0.5]))))
+    cluster = cluster_of(
+        machine, hosts=servers(hosts, far=wire(2e9, 5e-6), host=host) if hosts else None, fabric=fabric,
+        faults=tuple(broken),
+    )  # fmt: skip
+    tp = draw(st.sampled_from([t for t in (1, 2, 3, 4, 6) if ranks % t == 0 and t <= 2 * devices]))
+    pp = draw(st.sampled_from([p for p in (1, 2, 3, 4) if ranks // tp % p == 0]))
+    mesh = Mesh(dp=ranks // tp // pp, tp=tp, pp=pp)
+    scheme = draw(_schemes(mesh, nodes, hosts))
+    virtual = draw(st.sampled_from([1, 2])) if pp > 1 else 1
+    layer_count = pp * virtual * draw(st.integers(1, 2))
+    micro_batches = pp * draw(st.integers(1, 2))
+    layout = layout_of(
+        mesh,
+        scheme,
+        layer_count=layer_count,
+        schedule="interleaved" if virtual > 1 else draw(st.sampled_from(["1f1b", "gpipe"])),
+        virtual_stages=virtual,
+        order=draw(st.sampled_from(["tp-dp-pp", "tp-pp-dp"])),
+        sequence_parallel=tp > 1 and 128 % tp == 0 and draw(st.booleans()),
+        recompute=draw(st.sampled_from(["none", "full"])),
+    )
+    model = model_of(layer_count=layer_count, tied=draw(st.booleans()))
+    return Case(
+        cluster=cluster,
+        workload=workload_of(mesh.dp * micro_batches, model=model),
+        layout=layout,
+        slowdown=draw(st.sampled_from([1.0, 1.5])),
+    )
+
+
+@st.composite
+def _schemes(draw: st.DrawFn, mesh: Mesh, nodes: int, hosts: int) -> Scheme:
+    if mesh.dp == 1:
+        return all_reduce("ring")
+    kinds = ["all-reduce", "sharded-1", "colocated"]
+    kinds += ["sharded-2", "sharded-3"] if mesh.pp == 1 else []
+    kinds += ["dedicated", "mixed"] if hosts else []
+    match draw(st.sampled_from(kinds)):
+        case "all-reduce":
+            return all_reduce(draw(st.sampled_from(["ring", "tree", "hierarchical", "halving-doubling"])))
+        case "sharded-1":
+            return sharded(1)
+        case "sharded-2":
+            return sharded(2)
+        case "sharded-3":
+            return sharded(3)
+        case "colocated":
+            fewer = [n for n in range(1, nodes + 1) if mesh.workers % n == 0]
+            count = draw(st.sampled_from([nodes, *fewer]))
+            return parameter_server(0, count, optimizer_at=draw(st.sampled_from(["server", "worker"])))
+        case "dedicated":
+            return parameter_server(hosts, 0, optimizer_at=draw(st.sampled_from(["server", "worker"])))
+        case _:
+            parts = draw(st.sampled_from([(1, 1), (5, 2)]))
+            return parameter_server(hosts, nodes, parts=parts)
+
+
+def framework(case: Case) -> Any:
+    """Costs of every kind."""
+    plain = framework_of(pass_s=2e-4)
+    overlap = type(plain.overlap)(
+        gradient_reduce=True, parameter_gather=True, pipeline_send=True, compute_slowdown=case.slowdown
+    )
+    return framework_of(pass_s=2e-4, overlap=overlap)
+
+
+@given(cases())
+@settings(max_examples=100, deadline=None)
+def test_fold_a_class_stands_for_its_ranks_exactly(case: Case) -> None:
+    program = lower(case.workload, case.layout, framework(case), case.cluster.devices_per_node)
+    folded = simulate(program, case.cluster, framework(case))
+    unfolded = simulate(program, case.cluster, framework(case), fold=False)
+    assert folded.makespan_s == pytest.approx(unfolded.makespan_s, rel=1e-9)
+    assert folded.classes <= unfolded.classes
+    # Not only the end: what every rank did, and when.
+    ends = dict[tuple[int, object], float]()
+    for span in unfolded.timeline().spans:
+        ends[span.rank, span.op] = span.end_s
+    mesh = case.layout.mesh.workers
+    for span in folded.timeline().spans:
+        members = folded.prices.folding.members
+        if span.rank >= len(members):
+            continue
+        for rank in members[span.rank]:
+            assert span.end_s == pytest.approx(ends[int(rank), span.op], rel=1e-9, abs=1e-12), (span, rank)
+    every = np.concatenate(folded.prices.folding.members)
+    assert sorted(every.tolist()) == list(range(mesh))
+
+
+@given(cases(most_ranks=16))
+@settings(max_examples=40, deadline=None)
+def test_fold_bytes_of_all_links_are_the_same(case: Case) -> None:
+    program = lower(case.workload, case.layout, framework(case), case.cluster.devices_per_node)
+    totals = []
+    for fold in (True, False):
+        total = dict[str, float]()
+        for use in simulate(program, case.cluster, framework(case), fold=fold).links:
+            total[use.kind] = total.get(use.kind, 0.0) + use.count * use.bytes_per_link
+        totals.append(total)
+    assert totals[0] == pytest.approx(totals[1], rel=1e-9)
+
+
+def _dgx(nodes: int, fabric: str, faults: tuple[dict[str, Any], ...] = ()) -> Cluster:
+    tree = {
+        "schema_version": 1,
+        "name": "fold",
+        "model": "gpt3-1.3b",
+        "training": {"global_batch": 1024, "sequence": 2048},
+        "cluster": {
+            "nodes": {"dgx-a100-80g": nodes}, "servers": {"cpu-server-200g": 4}, "fabric": fabric,
+            "faults": list(faults),
+        },
+    }  # fmt: skip
+    return question(tree, "fold").cluster
+
+
+@pytest.mark.parametrize("fabric", ["one-switch", "leaf-spine", "rail-optimized"])
+@pytest.mark.parametrize("kind", ["ring", "sharded", "colocated", "dedicated"])
+def test_fold_classes_do_not_grow_with_the_cluster(fabric: str, kind: str) -> None:
+    counts = []
+    for nodes in (32, 64, 256):
+        scheme: Scheme = {
+            "ring": all_reduce("ring"),
+            "sharded": sharded(1),
+            "colocated": parameter_server(0, nodes),
+            "dedicated": parameter_server(4, 0),
+        }[kind]
+        mesh = Mesh(dp=nodes, tp=4, pp=2)
+        layout = layout_of(mesh, scheme, layer_count=8)
+        program = lower(workload_of(2 * nodes, model=model_of(layer_count=8)), layout, framework_of(), 8)
+        found = simulate(program, _dgx(nodes, fabric), framework_of())
+        counts.append(found.classes)
+    assert counts[0] == counts[1] == counts[2] <= 2 * 8 + 1
+
+
+def test_fold_a_fault_splits_only_what_it_touches() -> None:
+    """One straggler among 2,048 ranks: its node, its groups and its column are told apart, the rest is not."""
+    layout = layout_of(Mesh(dp=128, tp=8, pp=2), all_reduce("ring"), layer_count=8)
+    program = lower(workload_of(256, model=model_of(layer_count=8)), layout, framework_of(), 8)
+    well = simulate(program, _dgx(256, "one-switch"), framework_of())
+    ill = simulate(program, _dgx(256, "one-switch", ({"kind": "slow-rank", "rank": 17, "slowdown": 2.0},)), framework_of())
+    assert well.classes == 2
+    assert ill.classes <= 24
+    assert ill.makespan_s > well.makespan_s
+
+
+def test_fold_two_faults_on_a_port_are_not_one_of_their_sum() -> None:
+    """Speeds multiply on a port: 1/4 of 1/4 is not 1/2."""
+    machine = workers(4, devices=1, nics=1, far=wire(2e9, 5e-6))
+    faults: tuple[Fault, ...] = (
+        SlowNic(node=0, nic=0, speed=0.25),
+        SlowNic(node=0, nic=0, speed=0.25),
+        SlowNic(node=1, nic=0, speed=0.5),
+    )
+    cluster = cluster_of(machine, faults=faults)
+    layout = layout_of(Mesh(dp=4, tp=1, pp=1), parameter_server(0, 4))
+    program = lower(workload_of(4), layout, framework_of(), 1)
+    folded = simulate(program, cluster, framework_of())
+    unfolded = simulate(program, cluster, framework_of(), fold=False)
+    assert folded.classes == unfolded.classes - 1
+    assert folded.makespan_s == pytest.approx(unfolded.makespan_s, rel=1e-9)
