@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim import files
@@ -82,6 +82,7 @@ def test_a_perfect_prediction_has_no_error() -> None:
     assert found.exposed.error == pytest.approx(0.0)
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 10.0))
 def test_a_slower_machine_shows_in_every_row(scale: float) -> None:
     found = compare(predicted(), measured(scale))
@@ -177,6 +178,7 @@ def test_the_table_has_a_row_per_op() -> None:
     assert frame["error"].tolist() == pytest.approx([-0.5] * 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(0.0, 1.0))
 def test_quantile_is_numpys(values: list[float], q: float) -> None:
     import numpy as np

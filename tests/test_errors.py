@@ -105,7 +105,7 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
     ),
     "alias bomb": (GOOD + "what_if:\n  - name: x\n    set:\n" + _BOMB, "", "values after expanding aliases"),
     "alias of itself": (GOOD + "what_if: &w\n  - *w\n", "14:5", "the alias *w contains itself; write the value out"),
-    "nested too deeply": (_with("name: good", f"name: {'[' * 5000}"), "", "nested too deeply"),
+    "nested too deeply": (_with("name: good", f"name: {'[' * 1500}"), "", "nested too deeply"),
     "NaN": (GOOD + "constraints: {memory_headroom: .nan}\n", "13:32", "nan is not a finite number; write e.g. 8%"),
     "NaN for a whole number": (_with("global_batch: 32", "global_batch: .nan"), "5:17", "not a finite number"),
     "infinity": (_with("  sequence", "  tokens: .inf\n  sequence"), "6:11", "inf is not a finite number"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +57,10 @@ def cases(draw: st.DrawFn, *, faults: bool = True, most_ranks: int = 24) -> Case
         nodes, devices=devices, nics=nics, far=wire(2e9, 5e-6, launch=1e-5), near=wire(5e9, 1e-6),
         pcie=draw(st.sampled_from([None, wire(3e9)])), host=host,
     )  # fmt: skip
+    machines = [machine]
+    if nodes > 1 and draw(st.booleans()):
+        faster = replace(machine, count=nodes // 2, nic=wire(6e9, 2e-6, launch=1e-5))
+        machines = [replace(machine, count=nodes - nodes // 2), faster]
     hosts = draw(st.integers(0, 3))
     fabric = Fabric(
         kind=draw(st.sampled_from(["one-switch", "leaf-spine", "rail-optimized"])),
@@ -73,7 +77,7 @@ def cases(draw: st.DrawFn, *, faults: bool = True, most_ranks: int = 24) -> Case
             node, nic = draw(st.integers(0, nodes - 1)), draw(st.integers(0, nics - 1))
             broken.append(SlowNic(node=node, nic=nic, speed=draw(st.sampled_from([0.25, 0.5]))))
     cluster = cluster_of(
-        machine, hosts=servers(hosts, far=wire(2e9, 5e-6), host=host) if hosts else None, fabric=fabric,
+        *machines, hosts=servers(hosts, far=wire(2e9, 5e-6), host=host) if hosts else None, fabric=fabric,
         faults=tuple(broken),
     )  # fmt: skip
     tp = draw(st.sampled_from([t for t in (1, 2, 3, 4, 6) if ranks % t == 0 and t <= 2 * devices]))

@@ -77,7 +77,7 @@ def demo_command(
     _profiled(tell)
     results: list[tuple[str, Comparison]] = []
     with Launcher() as launcher:
-        for title, tree in _demo_scenarios():
+        for title, tree in demo_scenarios():
             results.append((title, _plan_run_compare(title, tree, out, steps, launcher, tell)))
     if as_json:
         screen.show_json({title: files.plain(found) for title, found in results})
@@ -115,31 +115,44 @@ def _profiled(tell: Callable[[str], None]) -> None:
     write_profiles(probe(True, _rank_counts(), tell), LOCAL)
 
 
-def _demo_scenarios() -> list[tuple[str, dict[str, Any]]]:
-    """Four ranks that allreduce, and two workers with two servers."""
+def demo_scenarios() -> list[tuple[str, dict[str, Any]]]:
+    """Four ranks that allreduce, and two workers with two servers, as scenario files would say it."""
+    from clustersim.cluster.load import load_node
 
-    def scenario(name: str, workers: int, **more: Any) -> dict[str, Any]:
-        cluster: dict[str, Any] = {"nodes": {LOCAL: {"count": workers, "devices": 1}}, **more.pop("cluster", {})}
-        return {
-            "schema_version": 1,
-            "name": name,
-            "model": "tiny-4m",
-            "training": {"global_batch": 16, "sequence": 128, "precision": "fp32", "optimizer": "adam"},
-            "framework": f"clustersim-{LOCAL}",
-            "cluster": cluster,
-            "layout": {"dp": workers, "tp": 1, "pp": 1, "recompute": "none", **more},
-        }
-
+    # The executor's workers push to servers one by one, never summed in their node first: one rank a node here, which
+    # shares this machine's cores all the same.
+    shared = load_node(LOCAL).host.rank_slowdown[1:2]
+    alone = {"count": 2, "devices": 1, "host": {"rank_slowdown": list(shared)}}
     return [
-        ("allreduce, 4 ranks", scenario("allreduce", 4, sync="allreduce", algorithm="ring")),
         (
-            "parameter server, 2 workers + 2 servers",
-            scenario(
-                "parameter-server", 2, sync="parameter-server", placement="dedicated", servers=2,
-                cluster={"servers": {LOCAL: 2}},
+            "allreduce, 4 ranks",
+            _scenario(
+                "allreduce",
+                {"nodes": {LOCAL: {"count": 1, "devices": 4}}},
+                {"dp": 4, "sync": "allreduce", "algorithm": "ring"},
             ),
         ),
-    ]  # fmt: skip
+        (
+            "parameter server, 2 workers + 2 servers",
+            _scenario(
+                "parameter-server",
+                {"nodes": {LOCAL: alone}, "servers": {LOCAL: 2}},
+                {"dp": 2, "sync": "parameter-server", "placement": "dedicated", "servers": 2},
+            ),
+        ),
+    ]
+
+
+def _scenario(name: str, cluster: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": name,
+        "model": "tiny-4m",
+        "training": {"global_batch": 16, "sequence": 128, "precision": "fp32", "optimizer": "adam"},
+        "framework": f"clustersim-{LOCAL}",
+        "cluster": cluster,
+        "layout": {"tp": 1, "pp": 1, "recompute": "none", **layout},
+    }
 
 
 def _plan_run_compare(

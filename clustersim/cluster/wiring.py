@@ -168,6 +168,10 @@ class Wiring:
         group = nodes // self._per_leaf
         return group * self.ports_per_node + ports if self._rail else group
 
+    def leaf_of_host(self, host: int) -> int:
+        """The leaf that server host `host` is plugged into: hosts take turns between the rails."""
+        return int(self.leaf_of(np.array(self.nodes + host), np.array(host % self.ports_per_node)))
+
     # ---------------------------------------------------------------------------------------------- routes
 
     def between(self, sources: Ints, targets: Ints, load: float = 1.0) -> Traffic:
@@ -241,7 +245,7 @@ class Wiring:
             total = float(len(ranks) * (host_shares.sum() + home_shares.sum()) - own.sum())
             return Traffic(links=np.array([self.offset[Port.BUS]]), loads=np.array([total]), near=np.ones(1, np.bool_))
         nodes, ports = self.node_of(ranks), self.port_of(ranks)
-        own_share = np.bincount(self.node_of(homes), weights=home_shares, minlength=self.nodes)
+        own_share = np.bincount(self.node_of(homes), weights=home_shares, minlength=self.nodes).astype(np.float64)
         flat = nodes * self.ports_per_node + ports
         count = np.bincount(flat, minlength=self.nodes * self.ports_per_node).astype(np.float64)
         by_port = count.reshape(self.nodes, self.ports_per_node)
@@ -270,7 +274,7 @@ class Wiring:
         node, port = np.divmod(np.arange(self.nodes * self.ports_per_node), self.ports_per_node)
         leaf = self.leaf_of(node, port)
         senders = np.bincount(leaf, weights=by_port.ravel(), minlength=self.leaves)
-        host_leaf = self.leaf_of(self.nodes + hosts, hosts % self.ports_per_node)
+        host_leaf = np.array([self.leaf_of_host(int(host)) for host in hosts], np.int64)
         served = np.bincount(host_leaf, weights=host_shares, minlength=self.leaves)
         # A co-located server takes each rank's traffic at the port of the rank's own index: on rails, traffic with it
         # keeps to the leaves of that index.

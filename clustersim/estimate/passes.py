@@ -105,7 +105,9 @@ def _price(
     rerun = host.per_layer_forward_s if policy == "full" else 0.0
     driven[0] = max(driven[0], host.per_layer_forward_s * shared)
     driven[1] = max(driven[1], (host.per_layer_backward_s + rerun) * shared)
-    seconds = [max(d + n, h) for d, n, h in zip(device, network, driven, strict=True)]
+    # A CPU drives itself: its work and the framework's take turns on the same cores.
+    itself = costs.device.kind == "cpu"
+    seconds = [d + n + h if itself else max(d + n, h) for d, n, h in zip(device, network, driven, strict=True)]
     everything = parts[0] + parts[1]
     return (*seconds, network[0] + network[1], costs.coverage(everything))
 

@@ -316,7 +316,9 @@ def _framework(probe: Probe, base: Framework, found: DeviceProbe, costs: DeviceC
         per_step_s=few.update.seconds,
         per_collective_s=statistics.median(s.call_s for s in probe.shared if s.ranks > 1),
     )
-    ratios = [_kernel_ratio(s, base, costs) for s in found.layers if s.hidden > _NARROW]
+    # A CPU's kernels come on top of the host's time, a GPU's hide it.
+    beside = host if found.kind == "cpu" else None
+    ratios = [_kernel_ratio(s, base, costs, beside) for s in found.layers if s.hidden > _NARROW]
     return replace(
         base,
         name=name,
@@ -335,8 +337,8 @@ def _framework(probe: Probe, base: Framework, found: DeviceProbe, costs: DeviceC
     )
 
 
-def _kernel_ratio(sample: LayerSample, framework: Framework, costs: DeviceCosts) -> float:
-    """Measured forward and backward time over the price of all kernels."""
+def _kernel_ratio(sample: LayerSample, framework: Framework, costs: DeviceCosts, host: HostCost | None) -> float:
+    """Measured forward and backward time, less what the host takes besides, over the price of all kernels."""
     model = Model(
         name="probe", layers=sample.layers, hidden=sample.hidden, heads=sample.heads, kv_heads=sample.heads,
         head_dim=sample.hidden // sample.heads, ffn_hidden=4 * sample.hidden, vocab=256, positions=sample.sequence,
@@ -355,4 +357,8 @@ def _kernel_ratio(sample: LayerSample, framework: Framework, costs: DeviceCosts)
         *head_backward(model, s, b, 1, False, fused, dtype),
     )
     price = model.layers * costs.seconds(layer) + costs.seconds(ends)
-    return (sample.forward.seconds + sample.backward.seconds) / price
+    seconds = sample.forward.seconds + sample.backward.seconds
+    if host is not None:
+        driven = host.per_micro_batch_s + sample.layers * (host.per_layer_forward_s + host.per_layer_backward_s)
+        seconds = max(seconds - driven, 0.1 * seconds)
+    return seconds / price

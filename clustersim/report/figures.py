@@ -6,12 +6,13 @@ import math
 
 
 def decimals(uncertainty: float) -> int:
-    """Decimal places (negative: zeros before the point) that an uncertainty supports: one digit of it, two below 2."""
+    """Decimal places (negative: zeros before the point) that an uncertainty supports: one digit of it, two below 3.55
+    (the rule of the Particle Data Group)."""
     if uncertainty <= 0.0 or not math.isfinite(uncertainty):
         return 3
     exponent = math.floor(math.log10(uncertainty))
     leading = uncertainty / 10.0**exponent
-    return -exponent + (1 if leading < 1.95 else 0)
+    return -exponent + (1 if leading < 3.55 else 0)
 
 
 def fixed(value: float, places: int) -> str:

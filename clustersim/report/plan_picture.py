@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 from clustersim.layout.layout import describe
-from clustersim.plan import Plan
+from clustersim.plan import Plan, Prediction
 from clustersim.report.drawing import Box, Drawing, Line, Shape, Words
 from clustersim.report.figures import with_interval
 from clustersim.report.plan_screen import family_table
@@ -22,7 +24,8 @@ def picture(plan: Plan) -> Drawing:
     scale = (_WIDTH - 2 * _LEFT - 130.0) / longest
     shapes: list[Shape] = [Words(x=_LEFT, y=30, text=title, size=17, bold=True)]
     x = _LEFT
-    for name, colour in _PARTS:
+    used = [any(_seconds(candidate.prediction)[part] * scale >= 0.5 for _, candidate in rows) for part in range(4)]
+    for name, colour in itertools.compress(_PARTS, used):
         shapes.append(Box(x=x, y=44, width=12, height=12, fill=colour, edge=colour))
         shapes.append(Words(x=x + 17, y=54, text=name, size=12))
         x += 36 + 7.0 * len(name)
@@ -30,10 +33,8 @@ def picture(plan: Plan) -> Drawing:
         found = candidate.prediction
         y = 78 + index * _ROW
         shapes.append(Words(x=_LEFT, y=y + 10, text=f"{name}: {describe(candidate.layout)}", size=13))
-        known = found.compute_s + found.bubble_s + found.exposed_communication_s
-        seconds = (found.compute_s, found.bubble_s, found.exposed_communication_s, max(0.0, found.step_s - known))
         x = _LEFT
-        for (part, colour), length in zip(_PARTS, seconds, strict=True):
+        for (part, colour), length in zip(_PARTS, _seconds(found), strict=True):
             wide = length * scale
             if wide >= 0.5:
                 shapes.append(Box(x=x, y=y + 18, width=wide, height=_BAR, fill=colour, edge=colour, hint=part))
@@ -47,3 +48,9 @@ def picture(plan: Plan) -> Drawing:
         text = with_interval(found.step_s, found.low_s, found.high_s)
         shapes.append(Words(x=max(high, x) + 10, y=middle + 4, text=text, size=13, bold=index == 0))
     return Drawing(width=_WIDTH, height=78 + len(rows) * _ROW + 8, title=title, shapes=tuple(shapes))
+
+
+def _seconds(found: Prediction) -> tuple[float, float, float, float]:
+    """The step by `_PARTS`."""
+    known = found.compute_s + found.bubble_s + found.exposed_communication_s
+    return found.compute_s, found.bubble_s, found.exposed_communication_s, max(0.0, found.step_s - known)

@@ -78,19 +78,27 @@ def ranking(plan: Plan, top: int) -> Table:
     for name in ("step", "to best", "tokens/s", "MFU", "memory", "exposed", "$/1e9 tok"):
         table.add_column(name, justify="right", no_wrap=True)
     shown = list(plan.ranking[:top])
-    least_s = plan.prediction.step_s
+    least = _score(plan, plan.ranking[0])
     for number, candidate in enumerate(shown, start=1):
-        table.add_row(str(number), *_row(candidate, least_s), style="bold" if number == 1 else "")
+        table.add_row(
+            str(number), *_row(candidate, _score(plan, candidate) / least), style="bold" if number == 1 else ""
+        )
     others = [best for best in plan.best_of_family if best.layout not in [candidate.layout for candidate in shown]]
     if others:
         table.add_section()
     for best in others:
         place = next((n for n, other in enumerate(plan.ranking, start=1) if other.layout == best.layout), None)
-        table.add_row(str(place) if place is not None else "-", *_row(best, least_s))
+        table.add_row(str(place) if place is not None else "-", *_row(best, _score(plan, best) / least))
     return table
 
 
-def _row(candidate: Candidate, best_s: float) -> tuple[str, ...]:
+def _score(plan: Plan, candidate: Candidate) -> float:
+    """What the scenario minimises, of one candidate."""
+    found = candidate.prediction
+    return found.usd_per_step or found.step_s if plan.scenario.objective == "usd" else found.step_s
+
+
+def _row(candidate: Candidate, ratio: float) -> tuple[str, ...]:
     # The interval is of the time itself. What two layouts have in common cancels between them, so that their ratio is
     # known better, and stands beside it.
     found = candidate.prediction
@@ -100,7 +108,7 @@ def _row(candidate: Candidate, best_s: float) -> tuple[str, ...]:
     return (
         describe(candidate.layout) + sign,
         with_interval(found.step_s, found.low_s, found.high_s),
-        "" if found.step_s == best_s else signed_percent(found.step_s / best_s - 1.0),
+        "" if ratio == 1.0 else signed_percent(ratio - 1.0),
         counted(float(supported(found.tokens_per_s, relative).replace(",", ""))),
         percent(found.mfu),
         human_bytes(found.memory_bytes),

@@ -47,18 +47,18 @@ def simulate_screen(name: str, layout: Layout, training: Training, found: Simula
 
 
 def links_table(links: Sequence[LinkUse]) -> Table:
-    """Links that carried something, the busiest class first, classes of equal use folded."""
+    """A line for each kind of links that carried something: how many, and the use of the busiest of them."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("links")
-    for name in ("number", "bytes each", "rate each", "in use"):
+    for name in ("number", "rate each", "bytes, busiest", "in use, busiest"):
         table.add_column(name, justify="right", no_wrap=True)
-    folded: dict[tuple[str, str, str, str], int] = {}
+    kinds: dict[str, list[LinkUse]] = {}
     for use in links:
-        key = (
-            use.kind, human_bytes(use.bytes_per_link), f"{human_bytes(use.capacity_bytes_per_s)}/s",
-            percent(use.utilisation),
+        kinds.setdefault(_LINK_WORDS.get(use.kind, use.kind), []).append(use)
+    for words, uses in kinds.items():
+        busiest = max(uses, key=lambda use: use.utilisation)
+        table.add_row(
+            words, f"{sum(use.count for use in uses):,}", f"{human_bytes(busiest.capacity_bytes_per_s)}/s",
+            human_bytes(busiest.bytes_per_link), percent(busiest.utilisation),
         )  # fmt: skip
-        folded[key] = folded.get(key, 0) + use.count
-    for (kind, carried, rate, share), number in list(folded.items())[:12]:
-        table.add_row(_LINK_WORDS.get(kind, kind), f"{number:,}", carried, rate, share)
     return table

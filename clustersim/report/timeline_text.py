@@ -102,7 +102,10 @@ def _what(spans: Sequence[Span]) -> str:
     parts = []
     counts: dict[tuple[str, str], list[Span]] = {}
     for span in spans:
-        counts.setdefault((span.op.kind, span.op.phase), []).append(span)
+        phase: str = span.op.phase if span.op.kind == "compute" else ""
+        counts.setdefault((span.op.kind, phase), []).append(span)
+    # What is computed goes first: sends are short.
+    counts = dict(sorted(counts.items(), key=lambda item: item[0][0] != "compute"))
     for (kind, phase), like in counts.items():
         if kind == "compute":
             parts.append(f"{_COMPUTE.get(phase, phase)}{_micro_batches(like)}")
@@ -140,6 +143,7 @@ def critical_path_table(timeline: Timeline, most: int = 14) -> Table:
     table.add_column("on", ratio=2)
     total = timeline.makespan_s or 1.0
     rows = stretches(timeline, most)
+    rows = [row for row in rows if row.busy_s + row.waited_s >= 0.0005 * total]
     # Where nothing merges any further, the ends tell more than the middle.
     shown = rows if len(rows) <= 2 * most else [*rows[:most], *rows[-most:]]
     for index, row in enumerate(shown):

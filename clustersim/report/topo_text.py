@@ -7,6 +7,7 @@ from rich.tree import Tree
 
 from clustersim.cluster.cluster import Cluster, Machine, SlowNic, SlowRank
 from clustersim.cluster.graph import Leaves, leaves
+from clustersim.report.figures import significant
 from clustersim.units import human_bytes, human_seconds
 
 
@@ -53,7 +54,7 @@ def machine_lines(machine: Machine) -> list[str]:
     node, device = machine.node, machine.device
     lines = []
     if device is not None:
-        peaks = ", ".join(f"{dtype} {peak / 1e12:,.3g}" for dtype, peak in sorted(device.peak.items()))
+        peaks = ", ".join(f"{dtype} {significant(peak / 1e12, 3)}" for dtype, peak in sorted(device.peak.items()))
         lines.append(f"{node.devices} x {device.name}: {human_bytes(device.memory_bytes)}, {peaks} TFLOP/s")
     if machine.interconnect is not None and node.interconnect is not None and node.devices > 1:
         how = {

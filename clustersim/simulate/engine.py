@@ -150,8 +150,18 @@ class Engine:
             self._next_phase(task.work, 0, numbers, owners)
         elif self.slowdown > 1.0 and task.op.type == "compute":
             self._running[task.owner] = _Running(self, number, task.work, self._talking[task.owner] > 0)
+        elif self.slowdown > 1.0 and task.op.type == "update" and self.compiled.shared_cores:
+            # A server takes cores from every worker, as traffic does.
+            for owner in range(self.compiled.owners):
+                self._talk(owner, 1)
+            self._after(task.work, lambda _: self._served(number))
         else:
             self._after(task.work, lambda _: self._finish(number))
+
+    def _served(self, number: int) -> None:
+        for owner in range(self.compiled.owners):
+            self._talk(owner, -1)
+        self._finish(number)
 
     def _after(self, delay: float, then: Callable[[Any], None]) -> None:
         self.events += 1

@@ -8,14 +8,16 @@ their node, NIC port and leaf are made up of the same classes in the same number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.cluster.cluster import Cluster, SlowNic, SlowRank
-from clustersim.cluster.wiring import Wiring
+from clustersim.cluster.cluster import Cluster, SlowRank
+from clustersim.cluster.wiring import Port, Traffic, Wiring
 from clustersim.layout.layout import Mesh, RankOrder
+from clustersim.program.program import ServerShare
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -46,8 +48,18 @@ def rank_grid(mesh: Mesh, order: RankOrder) -> Ints:
     return ranks.reshape(mesh.dp, mesh.pp, mesh.tp).transpose(1, 0, 2)
 
 
-def fold(mesh: Mesh, order: RankOrder, cluster: Cluster, wiring: Wiring, *, every_rank: bool = False) -> Folding:
-    """Partition the worker ranks into classes; `every_rank` makes a class of each (the reference).
+def fold(
+    mesh: Mesh,
+    order: RankOrder,
+    cluster: Cluster,
+    wiring: Wiring,
+    servers: tuple[ServerShare, ...] = (),
+    uneven: Sequence[Traffic] = (),
+    *,
+    every_rank: bool = False,
+) -> Folding:
+    """Partition the worker ranks into classes; `every_rank` makes a class of each (the reference). `servers` that run
+    beside workers tell these apart from the others; so do the loads of `uneven` traffic on the ports of a rank.
 
     O(ranks * rounds); the rounds are few, since every one must split a class to be followed by another.
     """
@@ -62,7 +74,9 @@ def fold(mesh: Mesh, order: RankOrder, cluster: Cluster, wiring: Wiring, *, ever
             slowdown[fault.rank] *= fault.slowdown
     colour = ranks.astype(np.uint64)
     if not every_rank:
-        colour = _refined(mesh, grid, cluster, wiring, stage, slowdown)
+        served, hosted = _served(mesh, wiring, servers), _hosted(wiring, mesh, servers)
+        apart = _mix(served, hosted, *_loads(mesh, wiring, uneven))
+        colour = _refined(mesh, grid, cluster, wiring, stage, slowdown, apart, bool(served.any()))
     # Classes are numbered by their first rank, so that numbering depends on nothing but the partition.
     _, first, inverse = np.unique(colour, return_index=True, return_inverse=True)
     number = np.empty(len(first), np.int64)
@@ -78,18 +92,66 @@ def fold(mesh: Mesh, order: RankOrder, cluster: Cluster, wiring: Wiring, *, ever
     )
 
 
+def _served(mesh: Mesh, wiring: Wiring, servers: tuple[ServerShare, ...]) -> Ints:
+    """The parts that servers hold beside each rank: in its node, or in the rank itself where all share one host."""
+    place = np.arange(mesh.workers) if wiring.shared_host else wiring.node_of(np.arange(mesh.workers))
+    held = np.zeros(int(place.max()) + 1, np.int64)
+    for share in servers:
+        if share.host == "worker":
+            held[place[share.node]] += share.parts
+    return held[place]
+
+
+def _hosted(wiring: Wiring, mesh: Mesh, servers: tuple[ServerShare, ...]) -> Ints:
+    """The parts that server hosts below each rank's leaf hold."""
+    held = np.zeros(max(1, wiring.leaves), np.int64)
+    if wiring.has_leaves:
+        for share in servers:
+            if share.host == "server":
+                held[wiring.leaf_of_host(share.node)] += share.parts
+    return held[_leaf(wiring, np.arange(mesh.workers))]
+
+
+def _leaf(wiring: Wiring, ranks: Ints) -> Ints:
+    """The leaf of each rank; one for all where there are none."""
+    if not wiring.has_leaves:
+        return np.zeros_like(ranks)
+    return wiring.leaf_of(wiring.node_of(ranks), wiring.port_of(ranks))
+
+
+def _loads(mesh: Mesh, wiring: Wiring, uneven: Sequence[Traffic]) -> list[Ints]:
+    """What each traffic puts on the links of each rank, as twelve digits."""
+    ranks = np.arange(mesh.workers)
+    port = wiring.node_of(ranks) * wiring.ports_per_node + wiring.port_of(ranks)
+    places = {
+        Port.DEVICE_OUT: ranks, Port.DEVICE_IN: ranks, Port.PCIE_OUT: ranks, Port.PCIE_IN: ranks,
+        Port.NIC_OUT: port, Port.NIC_IN: port,
+    }  # fmt: skip
+    if wiring.has_leaves:
+        places |= {Port.LEAF_UP: _leaf(wiring, ranks), Port.LEAF_DOWN: _leaf(wiring, ranks)}
+    found = []
+    for traffic in uneven:
+        total = np.bincount(traffic.links, weights=traffic.loads, minlength=wiring.links)
+        digits = np.round(total * 1e12 / max(1e-300, float(total.max()))).astype(np.int64)
+        found += [digits[wiring.offset[kind] + place] for kind, place in places.items()]
+    return found
+
+
 def _refined(
-    mesh: Mesh, grid: Ints, cluster: Cluster, wiring: Wiring, stage: Ints, slowdown: NDArray[np.float64]
+    mesh: Mesh,
+    grid: Ints,
+    cluster: Cluster,
+    wiring: Wiring,
+    stage: Ints,
+    slowdown: NDArray[np.float64],
+    apart: Hashes,
+    beside: bool,
 ) -> Hashes:
     ranks = np.arange(mesh.workers)
     nodes = wiring.node_of(ranks)
     ports = nodes * wiring.ports_per_node + wiring.port_of(ranks)
     kinds = np.repeat(np.arange(len(cluster.workers)), [machine.count for machine in cluster.workers])[nodes]
-    port_fault = np.zeros(wiring.nodes * wiring.ports_per_node)
-    for fault in cluster.faults:
-        if isinstance(fault, SlowNic):
-            nics = max(wiring.ports_per_node, cluster.machine_of(fault.node).node.nic.count)
-            port_fault[fault.node * wiring.ports_per_node + fault.nic * wiring.ports_per_node // nics] += fault.speed
+    rate = wiring.capacity[wiring.offset[Port.NIC_OUT] + ports].view(np.uint64)
     tp_group = np.empty(mesh.workers, np.int64)
     dp_group = np.empty(mesh.workers, np.int64)
     column = np.empty(mesh.workers, np.int64)
@@ -97,7 +159,8 @@ def _refined(
         tp_group[grid[s]] = s * mesh.dp + np.arange(mesh.dp)[:, None]
         dp_group[grid[s]] = s * mesh.tp + np.arange(mesh.tp)[None, :]
         column[grid[s]] = np.arange(mesh.dp * mesh.tp).reshape(mesh.dp, mesh.tp)
-    colour = _mix(stage, kinds, (slowdown * 1e9).astype(np.int64), (port_fault[ports] * 1e9).astype(np.int64))
+    leaf = _leaf(wiring, ranks)
+    colour = _mix(stage, kinds, slowdown.view(np.uint64), rate, apart)
     # Whether the next stage is in the node, below the same leaf, or beyond the spine decides a send's route.
     for shift in (1, -1):
         peer = np.empty(mesh.workers, np.int64)
@@ -107,13 +170,15 @@ def _refined(
             nodes, wiring.port_of(ranks)
         )
         colour = _mix(colour, near, same_leaf if wiring.has_leaves else near)
-    leaf = wiring.leaf_of(nodes, wiring.port_of(ranks)) if wiring.has_leaves else np.zeros_like(ranks)
-    # How many peers of each group stand in one's own node decides the shape of its collectives.
+    relations = [tp_group, dp_group, column, ports, nodes, leaf]
+    if beside:
+        # Traffic with a server beside a worker uses the same port index at both ends.
+        relations.append(wiring.port_of(ranks))
+    # How many peers of each group stand in one's own node decides the shape of its collectives, and who they are.
     for group in (tp_group, dp_group):
-        together = group * wiring.nodes + nodes
-        _, inverse, count = np.unique(together, return_inverse=True, return_counts=True)
+        _, inverse, count = np.unique(group * wiring.nodes + nodes, return_inverse=True, return_counts=True)
         colour = _mix(colour, count[inverse])
-    relations = (tp_group, dp_group, column, ports, nodes, leaf)
+        relations.append(inverse)
     known = 0
     while True:
         found = len(np.unique(colour))

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import simpy
+from simpy.events import EventPriority
 
 from clustersim.simulate.sharing import Weights, max_min_rates
 
 # Of a flow's bytes, what rounding may leave over when its finishing time has come.
 _DUST = 1e-9
+# SimPy runs the events of one instant by priority (urgent 0, normal 1), then in the order of scheduling.
+_LAST = EventPriority(2)
 
 
 class _Flow:
@@ -30,7 +33,8 @@ class _Flow:
 class Network:
     """Flow classes on links of given capacities, shared max-min fairly.
 
-    Rates change only for flows that share a link, directly or through others, with one that starts or ends.
+    Rates change only for flows that share a link, directly or through others, with one that starts or ends; once for
+    all that start and end at the same instant, since rates do not matter before time passes.
     `carried[link]` counts what every link was given to carry, the losses on the wire included.
     """
 
@@ -41,6 +45,8 @@ class Network:
         self._flows: dict[int, _Flow] = {}
         self._on_link: dict[int, set[int]] = {}
         self._next = 0
+        self._touched: set[int] = set()
+        self._settling = False
 
     def start(self, size: float, weights: Weights, done: Callable[[], None]) -> None:
         """Start a flow class of `size` bytes a flow; `done` is called when it has ended."""
@@ -51,19 +57,36 @@ class Network:
             return
         number = self._next
         self._next += 1
-        flow = self._flows[number] = _Flow(size, weights, done, self.env.now)
+        self._flows[number] = _Flow(size, weights, done, self.env.now)
         for link, _ in weights:
             self._on_link.setdefault(link, set()).add(number)
-        if all(len(self._on_link[link]) == 1 for link, _ in weights):
-            # Alone on all of its links: the slowest of them decides.
-            self._set_rate(number, flow, min(self.capacity[link] / m for link, m in weights))
-        else:
-            self._share(number)
+        self._touch({number})
 
-    def _share(self, *seeds: int) -> None:
-        """Recompute the rates of the flows connected to `seeds` by shared links."""
-        component = set(seeds)
-        todo = list(seeds)
+    def _touch(self, numbers: set[int]) -> None:
+        """Have the rates around these flows recomputed once everything that happens now has happened."""
+        self._touched |= numbers
+        if not self._settling:
+            self._settling = True
+            event = self.env.event()
+            event._ok, event._value = True, None
+            event.callbacks.append(lambda _: self._settle())
+            self.env.schedule(event, priority=_LAST)
+
+    def _settle(self) -> None:
+        self._settling = False
+        touched, self._touched = self._touched & self._flows.keys(), set()
+        while touched:
+            touched -= self._share(min(touched))
+
+    def _share(self, seed: int) -> set[int]:
+        """Recompute the rates of the flows connected to `seed` by shared links; these flows."""
+        flow = self._flows[seed]
+        if all(len(self._on_link[link]) == 1 for link, _ in flow.weights):
+            # Alone on all of its links: the slowest of them decides.
+            self._set_rate(seed, flow, min(self.capacity[link] / m for link, m in flow.weights))
+            return {seed}
+        component = {seed}
+        todo = [seed]
         seen: set[int] = set()
         while todo:
             for link, _ in self._flows[todo.pop()].weights:
@@ -75,6 +98,7 @@ class Network:
         ordered = {number: self._flows[number].weights for number in sorted(component)}
         for number, rate in max_min_rates(ordered, self.capacity).items():
             self._set_rate(number, self._flows[number], rate)
+        return component
 
     def _set_rate(self, number: int, flow: _Flow, rate: float) -> None:
         now = self.env.now
@@ -104,5 +128,5 @@ class Network:
             neighbours |= self._on_link[link]
         flow.version += 1
         if neighbours:
-            self._share(*sorted(neighbours))
+            self._touch(neighbours)
         flow.done()

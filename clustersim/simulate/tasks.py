@@ -12,6 +12,7 @@ from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.cluster.wiring import Traffic, Wiring
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.framework import Framework
+from clustersim.hardware.kernel import Kernel, Memory
 from clustersim.program.program import (
     Collective,
     Compute,
@@ -25,7 +26,7 @@ from clustersim.program.program import (
     Update,
 )
 from clustersim.simulate.collectives import Phase, latency_s, phases, wire_efficiency
-from clustersim.simulate.fold import Folding, fold
+from clustersim.simulate.fold import Folding, fold, rank_grid
 from clustersim.simulate.sharing import binding_links
 
 Ints = NDArray[np.int64]
@@ -109,7 +110,10 @@ class Prices:
         self.cluster = cluster
         self.framework = framework
         self.wiring = Wiring(cluster)
-        self.folding: Folding = fold(program.mesh, program.order, cluster, self.wiring, every_rank=every_rank)
+        self.folding: Folding = fold(
+            program.mesh, program.order, cluster, self.wiring, program.servers, _uneven(program, self.wiring),
+            every_rank=every_rank,
+        )  # fmt: skip
         self.machines = [cluster.machine_of(int(self.wiring.node_of(m[:1])[0])) for m in self.folding.members]
         self.costs: list[DeviceCosts] = [device_costs(_device_name(machine)) for machine in self.machines]
         self.servers = _server_classes(program.servers, cluster, self.wiring)
@@ -123,6 +127,10 @@ class Prices:
         self._sends: dict[tuple[int, int], Traffic] = {}
         self._works: dict[tuple[int, int], float] = {}
         self._inner: dict[tuple[int, int], float] = {}
+        self._all_groups: dict[tuple[Group, str, str, int], list[NDArray[np.float64]]] = {}
+        self._shares_of: dict[
+            tuple[Group, tuple[int, ...], str, str], list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+        ] = {}
 
     # ------------------------------------------------------------------------------------------------ groups
 
@@ -169,7 +177,8 @@ class Prices:
     def work_s(self, index: int, of: int) -> float:
         """Seconds of a work on class `of`: its tensor-parallel group runs in lockstep with its slowest rank.
 
-        Device time (kernels and inner collectives) or the host's time to drive it, whichever is larger.
+        Device time (kernels and inner collectives) or the host's time to drive it, whichever is larger; both where the
+        device is the CPU that drives it.
         """
         found = self._works.get((index, of))
         if found is None:
@@ -198,14 +207,21 @@ class Prices:
         )
         shared = self._sharing_slowdown(of)
         device = kernels * slowdown * shared * self.framework.compute_scale + self.inner_s(index, of)
-        return max(device, driven * slowdown * shared)
+        driven *= slowdown * shared
+        return device + driven if self.costs[of].device.kind == "cpu" else max(device, driven)
 
     def _sharing_slowdown(self, of: int) -> float:
         """How much slower a rank computes because others of its node use the same cores (CPU nodes only)."""
-        table = self.machines[of].node.host.rank_slowdown
+        host = self.machines[of].node.host
+        table = host.rank_slowdown
         if not table:
             return 1.0
         together = min(self.wiring.devices_per_node, self.program.mesh.workers)
+        if self.wiring.shared_host:
+            # The executor gives all processes an equal share of the cores, servers included, which mostly wait.
+            together = self.program.mesh.workers
+            processes = together + sum(share.host == "server" for share in self.program.servers)
+            together = max(together, min(processes, host.cores))
         return table[min(together, len(table)) - 1]
 
     # ------------------------------------------------------------------------------------------------ collectives
@@ -219,20 +235,59 @@ class Prices:
         return self._phases[key]
 
     def collective_s(self, group: Group, of: int, kind: str, algorithm: str, size: int) -> float:
-        """Seconds of a collective that has the links to itself (and to its like in the other groups)."""
+        """Seconds of a collective that shares the links with its like in all other groups, and with nothing else."""
         measured = self._measured_s(group, of, kind, size)
         if measured is not None:
             return measured * self.framework.network_scale
+        machine = self.machines[of]
         total = 0.0
-        for phase in self.collective_phases(group, of, kind, algorithm):
-            _, loads = self._loads(phase.traffic, self.machines[of], size * phase.message)
-            links = phase.traffic.links
-            per_link = np.bincount(links, weights=loads)
-            busy = np.flatnonzero(per_link)
-            total += size * float((per_link[busy] / self.wiring.capacity[busy]).max())
-            total += latency_s(phase, self.machines[of], self.cluster.fabric.hop_latency_s)
-        launch = self.machines[of].interconnect.launch_s if self.machines[of].interconnect else 0.0  # type: ignore[union-attr]
+        mine = self.collective_phases(group, of, kind, algorithm)
+        for phase, (inside, beyond) in zip(mine, self._shares(group, of, kind, algorithm), strict=True):
+            near, far = wire_efficiency(machine, size * phase.message)
+            total += size * float((inside / near + beyond / far).max())
+            total += latency_s(phase, machine, self.cluster.fabric.hop_latency_s)
+        launch = self._launch_s(machine, mine)
         return (total + launch) * self.framework.network_scale if total else 0.0
+
+    def _launch_s(self, machine: Machine, found: tuple[Phase, ...]) -> float:
+        """What the whole operation pays once: the launch of the network where it leaves a node."""
+        link = machine.nic if any(phase.far_hops for phase in found) else machine.interconnect
+        return link.launch_s if link is not None else 0.0
+
+    def _shares(
+        self, group: Group, of: int, kind: str, algorithm: str
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """For each phase of class `of`'s collective: how much of the capacities of the links it uses one byte of every
+        group's buffer occupies, by traffic inside nodes and between them; each distinct pair once."""
+        classes, _ = self.group(group, of)
+        key = (group, classes, kind, algorithm)
+        if key not in self._shares_of:
+            mine = self.collective_phases(group, of, kind, algorithm)
+            found = []
+            for phase, together in zip(mine, self._together(group, kind, algorithm, len(mine)), strict=True):
+                used = np.unique(phase.traffic.links)
+                pairs = np.unique(together[:, used] / self.wiring.capacity[used], axis=1)
+                found.append((pairs[0], pairs[1]))
+            self._shares_of[key] = found
+        return self._shares_of[key]
+
+    def _together(self, group: Group, kind: str, algorithm: str, count: int) -> list[NDArray[np.float64]]:
+        """What every link carries, inside nodes (row 0) and between them (row 1), in each of `count` phases when all
+        groups of a kind run their collectives at once, per byte of the buffer."""
+        key = (group, kind, algorithm, count)
+        if key not in self._all_groups:
+            sums = [np.zeros((2, self.wiring.links)) for _ in range(count)]
+            seen: set[tuple[int, ...]] = set()
+            for of in range(self.folding.classes):
+                classes, _ = self.group(group, of)
+                found = self.collective_phases(group, of, kind, algorithm)
+                if classes in seen or len(found) != count:
+                    continue
+                seen.add(classes)
+                for phase, total in zip(found, sums, strict=True):
+                    np.add.at(total, ((~phase.traffic.near).astype(np.int64), phase.traffic.links), phase.traffic.loads)
+            self._all_groups[key] = sums
+        return self._all_groups[key]
 
     def _measured_s(self, group: Group, of: int, kind: str, size: int) -> float | None:
         """The measured time of a collective inside one node, where the node's profile has it."""
@@ -245,10 +300,6 @@ class Prices:
             return None
         return table.seconds(kind, groups.shape[1], size)  # type: ignore[arg-type]
 
-    def _loads(self, traffic: Traffic, machine: Machine, message: float) -> tuple[Traffic, NDArray[np.float64]]:
-        near, far = wire_efficiency(machine, message)
-        return traffic, traffic.loads / np.where(traffic.near, near, far)
-
     def collective_flows(self, group: Group, of: int, kind: str, algorithm: str, size: int) -> Flows:
         """A collective as flows on link classes; a measured one keeps its wires busy for as long as was measured."""
         machine = self.machines[of]
@@ -256,9 +307,7 @@ class Prices:
         measured = self._measured_s(group, of, kind, size)
         scale = self.framework.network_scale
         result = []
-        far = any(phase.far_hops for phase in found)
-        link = machine.nic if far else machine.interconnect
-        launch = link.launch_s if link is not None else 0.0
+        launch = self._launch_s(machine, found)
         host = self.framework.host.per_collective_s
         for phase in found:
             wait = launch + latency_s(phase, machine, self.cluster.fabric.hop_latency_s)
@@ -328,12 +377,32 @@ class Prices:
         )
 
     def update_s(self, server: int, update: Update, parts: int) -> float:
-        """Seconds in which a server adds its share of `pushes` gradients and steps: memory traffic over its rates."""
-        host = self.servers[server].machine.node.host
+        """Seconds in which a server adds its share of `pushes` gradients and steps.
+
+        Memory traffic over its host's rates, which servers of one host share, since they are busy at the same time;
+        the measured kernels where the host is a measured CPU.
+        """
+        machine = self.servers[server].machine
         share = self.servers[server].shares[0].parts / self.program.share_parts / parts
+        if machine.device is not None and machine.device.kind == "cpu":
+            costs = device_costs(machine.device.name)
+            size, state = round(update.bytes * share), round(update.state_bytes * share / 2)
+            kernels: list[tuple[Kernel, int]] = [(Memory(op="copy", read_bytes=size, written_bytes=size), 1)]
+            kernels.append((Memory(op="reduce", read_bytes=2 * size, written_bytes=size), update.pushes - 1))
+            if state:
+                kernels.append((Memory(op="optimizer", read_bytes=state, written_bytes=state), 1))
+            return costs.seconds(tuple(kernels)) * self._sharing_slowdown(0) * self.framework.compute_scale
+        host = machine.node.host
         added = update.pushes * update.bytes * share / host.reduce_rate_bytes_per_s
         stepped = update.state_bytes * share / host.memory_bandwidth_bytes_per_s
-        return added + stepped
+        return (added + stepped) * self._servers_beside(server)
+
+    def _servers_beside(self, server: int) -> int:
+        """How many servers share the host of a server of this class, itself included."""
+        if self.servers[server].shares[0].host == "server":
+            return 1
+        homes = np.array([share.node for share in self.program.servers if share.host == "worker"], np.int64)
+        return int(np.bincount(self.wiring.node_of(homes)).max())
 
     # ------------------------------------------------------------------------------------------------ link classes
 
@@ -408,6 +477,22 @@ def _device_name(machine: Machine) -> str:
     return machine.device.name
 
 
+def _uneven(program: Program, wiring: Wiring) -> list[Traffic]:
+    """The traffic of allreduces whose ranks have unequal parts, where sends between stages meet it on the way."""
+    if program.mesh.pp == 1:
+        return []
+    ops = [op for position in program.positions for op in position.ops if isinstance(op, Collective)]
+    algorithms = sorted({op.algorithm for op in ops if op.group == "dp" and op.kind == "all_reduce"})
+    grid = rank_grid(program.mesh, program.order)
+    return [
+        phase.traffic
+        for algorithm in algorithms
+        if algorithm in ("tree", "halving-doubling")
+        for stage in grid
+        for phase in phases(wiring, stage.T, "all_reduce", algorithm)
+    ]
+
+
 def _server_classes(servers: tuple[ServerShare, ...], cluster: Cluster, wiring: Wiring) -> tuple[ServerClass, ...]:
     found: dict[tuple[str, int, str], list[ServerShare]] = {}
     machines: dict[tuple[str, int, str], Machine] = {}
@@ -427,13 +512,15 @@ def _server_classes(servers: tuple[ServerShare, ...], cluster: Cluster, wiring: 
 
 @dataclass(slots=True)
 class Compiled:
-    """Tasks in emission order, the streams' names, the joints' members, and the links they run on."""
+    """Tasks in emission order, the streams' names, the joints' members, and the links they run on. `shared_cores`:
+    servers update on the cores that workers compute on."""
 
     tasks: list[Task]
     streams: list[tuple[int, str]]
     joints: list[list[int]]
     links: LinkClasses
     owners: int
+    shared_cores: bool
 
 
 class Compiler:
@@ -464,8 +551,9 @@ class Compiler:
         for flows in self._flow_cache.values():
             flows.resolve(links)
         return Compiled(
-            tasks=self.tasks, streams=list(self.streams), joints=self.joints, links=links, owners=len(owners)
-        )
+            tasks=self.tasks, streams=list(self.streams), joints=self.joints, links=links, owners=len(owners),
+            shared_cores=self.prices.wiring.shared_host,
+        )  # fmt: skip
 
     def _owners(self) -> list[tuple[int, int]]:
         workers = [(c, stage) for c, stage in enumerate(self.prices.folding.stage)]
