@@ -185,7 +185,7 @@ class Others:
 
 
 def measure(cases: Sequence[Measured], repeats: int, patience: int) -> list[float]:
-    """Round by round, every case once; the sizes of one layout follow each other. How much others disturbed the runs."""
+    """Round by round, every case once; the sizes of one layout follow each other. How much others disturbed."""
     begin = time.monotonic()
     disturbed: list[float] = []
     with Launcher() as launcher:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from clustersim.hardware.device import Price, TableRef
 from clustersim.hardware.provenance import Provenance
-from clustersim.units import FILE, Bytes, BytesPerS, Fraction, Seconds, Watts
+from clustersim.units import FILE, Bytes, BytesPerS, Seconds, Watts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,6 @@ class Node:
     power_overhead_w: Watts = 0.0
     price: Price | None = None
     collectives: tuple[TableRef, ...] = ()
-    overlap_slowdown: Fraction = 1.0
     provenance: Provenance
 
     def __post_init__(self) -> None:

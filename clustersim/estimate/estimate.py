@@ -104,9 +104,11 @@ def _pipeline(
     send = _send_s(workload, d, cluster, framework)
     chunks = d.virtual_stages
     hops = np.where(d.pp > 1, 2.0 * chunks, 0.0)
-    each = slowest + micro + (0.0 if framework.overlap.pipeline_send else 1.0) * hops * send
+    computing = slowest + micro
+    # Sends that run beside compute still have to get through the stage's cards.
+    each = np.maximum(computing, hops * send) if framework.overlap.pipeline_send else computing + hops * send
     fill = (summed - slowest) / chunks + (d.pp - 1) * (2.0 * send + micro / chunks)
-    busy = d.micro_batches * each
+    busy = np.asarray(d.micro_batches * each, dtype=np.float64)
     last_backward = np.where(d.pp == 1, layers, least) * p.backward * slow / chunks
     return _PipelineTimes(total=busy + fill, busy=busy, last_backward=last_backward)
 

@@ -33,7 +33,6 @@ class Overlap:
     gradient_reduce: bool
     parameter_gather: bool
     pipeline_send: bool
-    tensor_parallel: bool = False
     compute_slowdown: Positive = 1.0
 
 
@@ -43,7 +42,7 @@ class Framework:
 
     `scatter_gather`: a pipeline send carries 1/tp of the activations from each tensor-parallel rank, gathered after.
     `memory_overhead_bytes`: context, communicators and workspaces; `fragmentation`: what the allocator adds to the
-    tensors it holds. `compute_scale` and `network_scale` multiply kernel and collective times: 1 unless calibrated on runs.
+    tensors it holds. `compute_scale` and `network_scale` multiply kernel and collective times: 1 unless calibrated.
     """
 
     __pydantic_config__: ClassVar[Any] = FILE
@@ -52,7 +51,6 @@ class Framework:
     attention: Literal["flash", "unfused"]
     fused_elementwise: bool
     gradient_dtype: Dtype
-    distributed_optimizer_dtype: Dtype = "fp32"
     host: HostCost
     overlap: Overlap
     scatter_gather: bool

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
-from clustersim.layout.layout import AllReduce, ParameterServer, Precision, Sharded
-from clustersim.layout.space import RECOMPUTES, SCHEDULES, Divisions, Space
+from clustersim.layout.buckets import cuts, layer_elements
+from clustersim.layout.layout import AllReduce, ParameterServer, Precision, Schedule, Sharded, even_boundaries
+from clustersim.layout.space import RECOMPUTES, SCHEDULES, Space
 from clustersim.workload.activations import (
     activation_bytes_per_layer,
     boundary_bytes,
@@ -19,7 +20,7 @@ from clustersim.workload.activations import (
     logits_bytes,
     working_set_bytes,
 )
-from clustersim.workload.parameters import parameter_count, stage_parameters
+from clustersim.workload.parameters import parameter_count
 from clustersim.workload.training import STATE_TENSORS, Workload
 
 Floats = NDArray[np.float64]
@@ -65,25 +66,62 @@ class Footprint:
         return self.state + self.activations + self.buffers + self.overhead
 
 
-def footprint(workload: Workload, space: Space, framework: Framework) -> Footprint:
-    """Memory of every row of `space`. O(distinct divisions) Python, the rest in arrays.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """Forward passes whose backward pass has not run yet: of all chunks of a stage together, and of the first chunk of
+    the first stage and the last chunk of the last stage, where there is an embedding and a head."""
 
-    The fullest worker is on the first stage (most micro-batches in flight, the embedding) or the last (logits, head).
-    State: per parameter weights, gradients and optimizer state, divided by dp as far as the scheme shards them;
-    sharded weights need the gathered bucket, the one before it and the one being prefetched. Activations: what each
-    layer keeps, times the micro-batches in flight (1F1B: min(m, pp - stage); GPipe: m; interleaved: its warm-up), and
-    the working set of one recomputed layer. Logits: fp32 with their gradient. The allocator adds `fragmentation` to
-    all tensors.
+    chunks: int
+    first_chunk: int
+    last_chunk: int
+
+
+def passes_in_flight(schedule: Schedule, pp: int, stage: int, count: int, virtual: int) -> InFlight:
+    """What a stage holds at most (P13): min(m, pp - stage) passes under 1F1B, all m under GPipe, the warm-up and one
+    more with virtual stages."""
+    if schedule == "gpipe":
+        return InFlight(chunks=count, first_chunk=count, last_chunk=count)
+    if schedule == "1f1b":
+        held = min(count, pp - stage)
+        return InFlight(chunks=held, first_chunk=held, last_chunk=held)
+    if count == pp:
+        # As few micro-batches as stages: all run forward first.
+        return InFlight(chunks=count * virtual, first_chunk=count, last_chunk=count)
+    held = min(count * virtual, 2 * (pp - stage - 1) + (virtual - 1) * pp + 1)
+    return InFlight(chunks=held, first_chunk=min(count, 2 * pp), last_chunk=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Stages:
+    """Per division, for one stage of each: parameters, bytes of activations, and the elements of the largest bucket and
+    of the largest three in a row, by bucket limit in bytes."""
+
+    parameters: Floats
+    activations: Floats
+    largest: dict[float, tuple[Floats, Floats]]
+
+
+def footprint(workload: Workload, space: Space, framework: Framework) -> Footprint:
+    """Memory of every row of `space`. O(distinct divisions * layers) Python, the rest in arrays.
+
+    The fullest worker is on the first stage (most micro-batches in flight, the embedding, a layer more where stages are
+    uneven) or the last (logits, head); where the user named the stages' boundaries, every stage is looked at. State:
+    per parameter weights, gradients and optimizer state, divided by dp as far as the scheme shards them; sharded weights
+    need the gathered bucket, the one before it and the one being prefetched. Activations: what each layer keeps, times
+    the micro-batches in flight, and the working set of one recomputed layer. Logits: fp32, and the gradient of one
+    micro-batch's. The allocator adds `fragmentation` to all tensors.
     """
     divisions = space.divisions
     state_bytes = StateBytes.of(space.precision, workload.training.optimizer)
-    first, last = (_ends(workload, divisions, framework, end) for end in (True, False))
     row = space.division
     dp = divisions.dp[row].astype(np.float64)
+    count = 2 if space.boundaries is None else int(divisions.pp.max(initial=1))
+    limits = sorted({scheme.bucket_bytes for scheme in space.schemes if not isinstance(scheme, AllReduce)})
     results = []
-    for parameters, activations, layer in (first, last):
-        state, buffers = _state(space, state_bytes, parameters[row], layer[row], dp)
-        results.append((state, activations[row], buffers))
+    for number in range(count):
+        stages = _stages(workload, space, framework, number, limits)
+        state, buffers = _state(space, state_bytes, stages, dp)
+        results.append((state, stages.activations[row], buffers))
     stacked = [np.stack(parts) for parts in zip(*results, strict=True)]
     worst = np.argmax(sum(stacked), axis=0)
     state, activation, buffers = (np.take_along_axis(part, worst[None], axis=0)[0] for part in stacked)
@@ -96,25 +134,61 @@ def footprint(workload: Workload, space: Space, framework: Framework) -> Footpri
     )
 
 
-def _ends(workload: Workload, divisions: Divisions, framework: Framework, first: bool) -> tuple[Floats, Floats, Floats]:
-    """(parameters, activation bytes, parameters of one layer) of the first or last stage, by division."""
-    known: dict[tuple[int, ...], tuple[float, float, float]] = {}
+def _stages(workload: Workload, space: Space, framework: Framework, number: int, limits: list[float]) -> _Stages:
+    """One stage of every division: the first (0) or the last (1), or stage `number` where boundaries are named."""
+    divisions = space.divisions
+    known: dict[tuple[int, ...], tuple[float, ...]] = {}
     columns = (
         divisions.tp, divisions.pp, divisions.micro_batch, divisions.micro_batches, divisions.virtual_stages,
         divisions.sequence_parallel.astype(np.int64), divisions.recompute, divisions.schedule,
     )  # fmt: skip
-    result = np.empty((3, len(divisions)))
+    result = np.empty((2 + 2 * len(limits), len(divisions)))
     for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         if key not in known:
-            known[key] = _end(workload, framework, first, *key)
+            tp, pp, _, _, virtual, _, _, _ = key
+            stage = min(number, pp - 1) if space.boundaries is not None or number == 0 else pp - 1
+            spans = _spans(space, stage, pp, virtual)
+            parameters, sizes = _parameters(workload, space, tp, pp, spans, limits)
+            known[key] = (parameters, _activations(workload, framework, stage, spans, *key), *sizes)
         result[:, index] = known[key]
-    return result[0], result[1], result[2]
+    largest = {limit: (result[2 + 2 * i], result[3 + 2 * i]) for i, limit in enumerate(limits)}
+    return _Stages(parameters=result[0], activations=result[1], largest=largest)
 
 
-def _end(
+def _spans(space: Space, stage: int, pp: int, virtual: int) -> tuple[range, ...]:
+    """The layers of each chunk of a stage, the embedding (-1) and the head (L) included where it holds them."""
+    starts = space.boundaries or even_boundaries(space.layers, pp * virtual)
+    ends = (*starts[1:], space.layers)
+    found = []
+    for chunk in range(stage, pp * virtual, pp):
+        first = -1 if chunk == 0 else starts[chunk]
+        last = space.layers + 1 if chunk == pp * virtual - 1 else ends[chunk]
+        found.append(range(first, last))
+    return tuple(found)
+
+
+def _parameters(
+    workload: Workload, space: Space, tp: int, pp: int, spans: tuple[range, ...], limits: list[float]
+) -> tuple[float, list[float]]:
+    """Parameters of a stage; for each limit its largest bucket and its largest three neighbouring ones, in elements."""
+    model = workload.model
+    parameters = float(sum(layer_elements(model, tp, pp, layer) for span in spans for layer in span))
+    sizes: list[float] = []
+    for limit in limits:
+        buckets = [
+            [cut.elements for cut in cuts(model, tp, pp, span, limit, BYTES_OF[space.precision.gradient])]
+            for span in spans
+        ]
+        sizes.append(float(max(max(chunk) for chunk in buckets)))
+        sizes.append(float(max(sum(chunk[i : i + 3]) for chunk in buckets for i in range(max(1, len(chunk) - 2)))))
+    return parameters, sizes
+
+
+def _activations(
     workload: Workload,
     framework: Framework,
-    first: bool,
+    stage: int,
+    spans: tuple[range, ...],
     tp: int,
     pp: int,
     micro_batch: int,
@@ -123,74 +197,61 @@ def _end(
     sp: int,
     recompute: int,
     schedule: int,
-) -> tuple[float, float, float]:
+) -> float:
+    """Bytes of activations on one rank of a stage at their peak."""
     model, sequence = workload.model, workload.training.sequence
-    is_first, is_last = first or pp == 1, not first or pp == 1
-    # Uneven stages: the first hold one layer more.
-    layers = -(-model.layers // pp) if first else model.layers // pp
-    width = min(2, BYTES_OF[workload.training.precision]) if workload.training.precision != "fp8" else 2
-    if workload.training.precision in ("fp32", "tf32", "fp64"):
-        width = BYTES_OF[workload.training.precision]
+    # fp8 training keeps its activations in 16 bits.
+    width = max(2, BYTES_OF[workload.training.precision])
     shape = (model, sequence, micro_batch, tp, bool(sp))
     policy = RECOMPUTES[recompute]
     kept = activation_bytes_per_layer(*shape, policy, framework.attention, width)
-    stage = 0 if first else pp - 1
-    flying = _in_flight(SCHEDULES[schedule], pp, stage, count, virtual)
-    activations = flying * kept * layers / virtual
-    activations += working_set_bytes(*shape, policy, framework.attention, width)
-    in_whole = max(1.0, flying / virtual)
-    if is_first:
-        activations += in_whole * embedding_activation_bytes(*shape, width)
-    if is_last:
-        activations += head_activation_bytes(*shape, width)
-        activations += logits_bytes(model, sequence, micro_batch, tp)
+    flying = passes_in_flight(SCHEDULES[schedule], pp, stage, count, virtual)
+    # Chunks of different sizes (named boundaries): as if all in flight were of the largest.
+    layers = max(len(range(max(0, span.start), min(model.layers, span.stop))) for span in spans)
+    total = float(flying.chunks * kept * layers)
+    total += working_set_bytes(*shape, policy, framework.attention, width)
+    if stage == 0:
+        total += flying.first_chunk * embedding_activation_bytes(*shape, width)
+    if stage == pp - 1:
+        total += flying.last_chunk * head_activation_bytes(*shape, width)
+        # Half of it is the gradient, which one micro-batch at a time needs.
+        total += (flying.last_chunk + 1) / 2 * logits_bytes(model, sequence, micro_batch, tp)
     if pp > 1:
-        activations += 2 * boundary_bytes(model, sequence, micro_batch, width)
-    span = range(layers)
-    parameters = stage_parameters(model, span, first=is_first, last=is_last, tp=tp)
-    one = stage_parameters(model, range(1), first=False, last=False, tp=tp)
-    return float(parameters), float(activations), float(one)
+        total += 2 * boundary_bytes(model, sequence, micro_batch, width)
+    return total
 
 
-def _in_flight(schedule: str, pp: int, stage: int, count: int, virtual: int) -> float:
-    """Chunk passes whose activations a stage holds at most (theory: P13)."""
-    if schedule == "gpipe":
-        return float(count)
-    if schedule == "1f1b":
-        return float(min(count, pp - stage))
-    total = count * virtual
-    warmup = total if count == pp else min(total, 2 * (pp - stage - 1) + (virtual - 1) * pp)
-    return float(min(total, warmup + 1))
-
-
-def _state(space: Space, per: StateBytes, parameters: Floats, layer: Floats, dp: Floats) -> tuple[Floats, Floats]:
+def _state(space: Space, per: StateBytes, stages: _Stages, dp: Floats) -> tuple[Floats, Floats]:
     """(model state, buffers) in bytes by row."""
     weights, gradients, optimizer = (np.full(len(space), float(x)) for x in (per.weights, per.gradients, per.optimizer))
     buffers = np.zeros(len(space))
     for index, scheme in enumerate(space.schemes):
         rows = space.scheme == index
-        bucket = np.minimum(np.maximum(layer, scheme.bucket_bytes / per.gradients), parameters)[rows]
+        at = space.division[rows]
         match scheme:
             case AllReduce():
                 pass
             case Sharded():
+                one, three = stages.largest[scheme.bucket_bytes]
                 optimizer[rows] /= dp[rows]
                 if scheme.stage >= 2:
                     gradients[rows] /= dp[rows]
-                    buffers[rows] += bucket * per.gradients
+                    buffers[rows] += one[at] * per.gradients
                 if scheme.stage == 3:
                     weights[rows] /= dp[rows]
-                    buffers[rows] += 3 * bucket * per.weights
+                    buffers[rows] += three[at] * per.weights
             case ParameterServer():
                 if scheme.optimizer_at == "server":
+                    one, _ = stages.largest[scheme.bucket_bytes]
                     optimizer[rows] = 0.0
                     # Pulled weights arrive beside those in use.
-                    buffers[rows] += bucket * per.weights
-    return parameters * (weights + gradients + optimizer), buffers
+                    buffers[rows] += one[at] * per.weights
+    return stages.parameters[space.division] * (weights + gradients + optimizer), buffers
 
 
 def _server(workload: Workload, space: Space, per: StateBytes) -> Floats:
-    """Host memory of the fullest server: its share of accumulators and, where it steps, of master copy and state."""
+    """Host memory of the fullest server: its share of accumulators and, where it steps, of master copy and state, and
+    one partition of every rank, on its way in."""
     total = float(parameter_count(workload.model))
     result = np.zeros(len(space))
     for index, scheme in enumerate(space.schemes):
@@ -200,7 +261,7 @@ def _server(workload: Workload, space: Space, per: StateBytes) -> Floats:
             if scheme.optimizer_at == "server":
                 width = BYTES_OF[space.precision.optimizer]
                 kept += width * (1 + STATE_TENSORS[workload.training.optimizer])
-            workers = space.divisions.dp[space.division[space.scheme == index]]
-            receiving = workers * scheme.partition_bytes
+            d, at = space.divisions, space.division[space.scheme == index]
+            receiving = d.dp[at] * d.tp[at] * d.pp[at] * scheme.partition_bytes
             result[space.scheme == index] = share * total * kept + receiving
     return result

@@ -103,6 +103,7 @@ class Space:
     precision: Precision
     boundaries: tuple[int, ...] | None
     layers: int
+    reduce_in_node: bool
 
     def __len__(self) -> int:
         return len(self.division)
@@ -123,8 +124,26 @@ class Space:
             recompute=RECOMPUTES[int(d.recompute[i])],
             precision=self.precision,
             order=ORDERS[int(d.order[i])],
-            sync=(SyncRule(reduce_in_node=True, scheme=self.schemes[int(self.scheme[row])]),),
+            sync=(SyncRule(reduce_in_node=self.reduce_in_node, scheme=self.schemes[int(self.scheme[row])]),),
         )
+
+    def row_of(self, layout: Layout) -> int | None:
+        """The row of a layout, or None where the space does not hold it. O(rows)."""
+        d, mesh = self.divisions, layout.mesh
+        same = (
+            (d.dp == mesh.dp)
+            & (d.tp == mesh.tp)
+            & (d.pp == mesh.pp)
+            & (d.micro_batch == layout.micro_batch)
+            & (d.virtual_stages == layout.pipeline.virtual_stages)
+            & (d.sequence_parallel == layout.sequence_parallel)
+            & (d.recompute == RECOMPUTES.index(layout.recompute))
+        )
+        schemes = [index for index, scheme in enumerate(self.schemes) if scheme == layout.scheme]
+        for row in np.flatnonzero(same[self.division] & np.isin(self.scheme, schemes)):
+            if self.layout(int(row)) == layout:
+                return int(row)
+        return None
 
     def subset(self, rows: Ints) -> Space:
         """The space of these rows alone."""
@@ -183,6 +202,8 @@ def layouts(workload: Workload, cluster: Cluster, framework: Framework, choices:
         precision=precision_of(training.precision, framework),
         boundaries=choices.boundaries,
         layers=workload.model.layers,
+        # Ranks of one host have no network to spare: summing first would only copy once more.
+        reduce_in_node=cluster.workers[0].nic.kind != "loopback",
     )
 
 

@@ -90,6 +90,8 @@ class _Lowering:
     awaiting: tuple[int, int, bool] | None = None
     pending: dict[Ref, tuple[int, int, bool]] = field(default_factory=dict)
     pushes: dict[int, list[Ref]] = field(default_factory=dict)
+    # buckets whose gradients wait for the end of the stage's backward pass
+    held: list[Bucket] = field(default_factory=list)
 
     # -------------------------------------------------------------------------------------------------- sizes
 
@@ -155,6 +157,10 @@ class _Lowering:
                 needs = gathered if turn.micro_batch == 0 else {}
                 done = self._forward(stage, turn.micro_batch, chunk, of_chunk, needs)
             self._send(stage, turn, chunk, done)
+        # Without overlap, gradients leave once the whole backward pass of the stage is over, all chunks of it.
+        for bucket in self.held:
+            synced += self._synchronise(stage, count - 1, bucket, (done,))
+        self.held.clear()
         self._finish(stage, mine, synced, count)
 
     def _forward(
@@ -218,9 +224,11 @@ class _Lowering:
             pieces.append((bucket, done))
             if self._overlaps():
                 reduced += self._synchronise(stage, i, bucket, (done,))
-        if not self._overlaps():
-            for bucket, done in pieces:
-                reduced += self._synchronise(stage, i, bucket, (done, pieces[-1][1]))
+        if not self._overlaps() and every:
+            for bucket, _ in pieces:
+                reduced += self._synchronise(stage, i, bucket, (pieces[-1][1],))
+        elif not self._overlaps():
+            self.held += of_chunk
         if final:
             synced += reduced
         return pieces[-1][1]
@@ -378,7 +386,7 @@ class _Lowering:
         gathered = stage.ref()
         stage.ops.append(
             Collective(
-                id=OpId(0, -1, bucket.stage, "synchronise", part, "all-gather"), stream="collective",
+                id=OpId(0, -1, bucket.stage, "synchronise", part, "all-gather"), stream="gather",
                 after=(pull,), kind="all_gather", group="node-dp", algorithm="ring", bytes=back,
             )
         )  # fmt: skip

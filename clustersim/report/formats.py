@@ -94,7 +94,13 @@ def _value(value: Mapping[str, Any]) -> str:
     if kind == "object":
         inner = value.get("additionalProperties")
         return f"block of {_value(inner)}" if isinstance(inner, Mapping) else "block"
-    words = {"integer": "whole number", "boolean": "true or false", "null": "none", "number": "number", "string": "text"}
+    words = {
+        "integer": "whole number",
+        "boolean": "true or false",
+        "null": "none",
+        "number": "number",
+        "string": "text",
+    }
     return words.get(str(kind), "any value")
 
 

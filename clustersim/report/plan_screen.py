@@ -40,7 +40,7 @@ def asked(plan: Plan) -> Text:
     """The question, in two lines."""
     training, machines = plan.workload.training, plan.machines
     nodes = " + ".join(f"{count} x {name}" for name, count in machines.nodes.items())
-    servers = ", ".join(f"up to {count} x {name} as servers" for name, count in machines.servers.items() if count)
+    servers = ", ".join(f"{_hosts(spec)} x {name} as servers" for name, spec in plan.scenario.cluster.servers.items())
     devices = sum(machines.nodes.values()) * machines.devices_per_node
     noun = {"gpu": "GPUs", "cpu": "CPU ranks"}[machines.device_kind]
     first = (
@@ -181,3 +181,8 @@ def next_steps(plan: Plan, saved: Path | None) -> str:
 def family_table(candidates: Sequence[Candidate]) -> list[tuple[str, Candidate]]:
     """Candidates with the words for their family, for pictures."""
     return [(_FAMILY[candidate.family], candidate) for candidate in candidates]
+
+
+def _hosts(spec: object) -> str:
+    """The count or range of a `servers:` entry, as its author wrote it."""
+    return str(spec.get("count") if isinstance(spec, dict) else spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import os
 import sys
@@ -40,6 +41,8 @@ MEASURED_SPREAD = 0.35
 DATASHEET_SPREAD = 0.38
 # A what-if needs the new winner, not a ranking: this many layouts are simulated for each.
 _WHAT_IF_SIMULATIONS = 2
+# Families are compared by simulation: the best by estimate need not be the best.
+_OF_EVERY_FAMILY = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,8 +58,8 @@ class Survey:
     score: Floats
 
     def best_rows(self, count: int, *, every_family: bool) -> list[int]:
-        """The rows to simulate: the best scheme of each division and family, by score, `count` of them, and (on request)
-        the best of every family in any case."""
+        """The rows to simulate: the best scheme of each division and family, by score, `count` of them, and (on
+        request) the best few of every family in any case."""
         order = self.feasible[np.argsort(self.score[self.feasible], kind="stable")]
         families = self.space.family_of()
         keys = self.space.division[order] * len(FAMILIES) + families[order]
@@ -65,7 +68,7 @@ class Survey:
         rows = [int(row) for row in unique[:count]]
         for index in range(len(FAMILIES)) if every_family else ():
             of_family = unique[families[unique] == index]
-            rows += [int(row) for row in of_family[:1] if int(row) not in rows]
+            rows += [int(row) for row in of_family[:_OF_EVERY_FAMILY] if int(row) not in rows]
         return rows
 
 
@@ -257,19 +260,18 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
     variants = [
         (entry, _survey_or_none(with_settings(question.scenario, entry))) for entry in question.scenario.what_if
     ]
-    tasks = [(found, row) for row in rows]
-    counts = []
-    for _, other in variants:
-        theirs = other.best_rows(_WHAT_IF_SIMULATIONS, every_family=False) if other is not None else []
-        counts.append(len(theirs))
-        tasks += [(other, row) for row in theirs if other is not None]
-    done = list(_simulated(tasks, workers or _cpus(), progress))
-    ranking = sorted(done[: len(rows)], key=lambda candidate: objective_of(question, candidate.prediction))
+    done = list(_simulated([(found, row) for row in rows], workers or _cpus(), progress))
+    ranking = sorted(done, key=lambda candidate: objective_of(question, candidate.prediction))
     winner = ranking[0]
-    results, at = [], len(rows)
-    for (entry, other), count in zip(variants, counts, strict=True):
-        results.append(_what_if(entry.name, entry.set, other, done[at : at + count], winner))
-        at += count
+    tried = [_what_if_rows(other, winner) if other is not None else [] for _, other in variants]
+    tasks = [
+        (other, row) for (_, other), theirs in zip(variants, tried, strict=True) for row in theirs if other is not None
+    ]
+    changed = _simulated(tasks, workers or _cpus(), progress)
+    results = [
+        _what_if(entry.name, entry.set, other, list(itertools.islice(changed, len(theirs))), winner)
+        for (entry, other), theirs in zip(variants, tried, strict=True)
+    ]
     progress("explaining")
     best = tuple(
         next(candidate for candidate in ranking if candidate.family == name)
@@ -306,6 +308,13 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _what_if_rows(other: Survey, winner: Candidate) -> list[int]:
+    """What to simulate for a what-if: the best few by estimate, and today's winner, if it is still there."""
+    rows = other.best_rows(_WHAT_IF_SIMULATIONS, every_family=False)
+    same = other.space.row_of(winner.layout)
+    return rows if same is None or same in rows or same not in other.feasible else [*rows, same]
 
 
 def _survey_or_none(question: Question) -> Survey | None:

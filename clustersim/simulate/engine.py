@@ -17,8 +17,9 @@ class Engine:
     before it has ended and all that it waits for has happened. A server's host stream serves whatever is ready first. A
     step begins for an owner when its last step is over.
 
-    `slowdown`: how much longer compute takes on an owner while it communicates. After `run`, `start_s[k]`, `end_s[k]`
-    and `ready_s[k]` hold the times of task k (of step k div len(tasks)).
+    `slowdown`: how much longer compute takes on an owner while it communicates. Where everything runs on the cores of
+    one host (`compiled.cores`), whatever is busy gets an equal share of them, thread by thread. After `run`,
+    `start_s[k]`, `end_s[k]` and `ready_s[k]` hold the times of task k (of step k div len(tasks)).
     """
 
     def __init__(self, compiled: Compiled, steps: int, slowdown: float) -> None:
@@ -32,6 +33,7 @@ class Engine:
         self.end_s = [0.0] * (count * steps)
         self.ready_s = [0.0] * (count * steps)
         self.events = 0
+        self._tasks = compiled.tasks * steps
         self._waits = [task.waits for task in compiled.tasks] * steps
         self._queues = self._make_queues()
         self._head = [0] * len(self._queues)
@@ -48,6 +50,10 @@ class Engine:
         self._parked: dict[int, list[int]] = {}
         self._talking = [0] * compiled.owners
         self._running: dict[int, _Running] = {}
+        # Threads that want a core of the shared host: of compute and updates, and of traffic.
+        self._computing = 0
+        self._moving = 0
+        self._share = 1.0
 
     def _make_queues(self) -> list[list[int]]:
         count = len(self.compiled.tasks)
@@ -72,7 +78,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------------ order
 
     def _task(self, number: int) -> Task:
-        return self.compiled.tasks[number % len(self.compiled.tasks)]
+        return self._tasks[number]
 
     def _advance(self, stream: int) -> None:
         """Start the head of a stream if nothing holds it back."""
@@ -84,8 +90,10 @@ class Engine:
                 self._start(number, self._task(number), number // len(self.compiled.tasks))
             return
         queue, head = self._queues[stream], self._head[stream]
-        if head < len(queue) and self._waits[queue[head]] == 0:
-            number = queue[head]
+        if head == len(queue):
+            return
+        number = queue[head]
+        if self._waits[number] == 0:
             step = number // len(self.compiled.tasks)
             task = self._task(number)
             if step > 0 and task.waits == 0:
@@ -115,22 +123,26 @@ class Engine:
 
     def _finish(self, number: int) -> None:
         now = self.env.now
-        task = self._task(number)
+        tasks, waits = self._tasks, self._waits
+        task = tasks[number]
         self.end_s[number] = now
-        step = number // len(self.compiled.tasks)
-        offset = step * len(self.compiled.tasks)
-        self._head[task.stream] += 1
-        if task.stream in self._busy:
-            self._busy[task.stream] = False
-        woken = [task.stream]
-        for other in task.then:
-            self._waits[offset + other] -= 1
-            if self._waits[offset + other] == 0:
-                self.ready_s[offset + other] = now
-                stream = self._task(other).stream
+        count = len(self.compiled.tasks)
+        step = number // count
+        offset = step * count
+        own = task.stream
+        self._head[own] += 1
+        if own in self._busy:
+            self._busy[own] = False
+        woken = [own]
+        for successor in task.then:
+            other = offset + successor
+            waits[other] -= 1
+            if waits[other] == 0:
+                self.ready_s[other] = now
+                stream = tasks[other].stream
                 if stream in self._ready:
-                    heapq.heappush(self._ready[stream], (now, offset + other))
-                if stream != task.stream:
+                    heapq.heappush(self._ready[stream], (now, other))
+                if stream != own:
                     woken.append(stream)
         place = step * self.compiled.owners + task.owner
         self._left_in_step[place] -= 1
@@ -148,20 +160,33 @@ class Engine:
                 for owner in owners:
                     self._talk(owner, 1)
             self._next_phase(task.work, 0, numbers, owners)
-        elif self.slowdown > 1.0 and task.op.type == "compute":
-            self._running[task.owner] = _Running(self, number, task.work, self._talking[task.owner] > 0)
-        elif self.slowdown > 1.0 and task.op.type == "update" and self.compiled.shared_cores:
-            # A server takes cores from every worker, as traffic does.
-            for owner in range(self.compiled.owners):
-                self._talk(owner, 1)
-            self._after(task.work, lambda _: self._served(number))
+        elif self._share_of_cores(task) or (self.slowdown > 1.0 and task.op.type == "compute"):
+            self._computing += task.threads
+            self._running[task.owner] = _Running(self, number, task)
+            self._divide_cores()
         else:
             self._after(task.work, lambda _: self._finish(number))
 
-    def _served(self, number: int) -> None:
-        for owner in range(self.compiled.owners):
-            self._talk(owner, -1)
-        self._finish(number)
+    def _share_of_cores(self, task: Task) -> bool:
+        return self.compiled.cores > 0 and task.threads > 0
+
+    def _divide_cores(self) -> None:
+        """Give every thread that wants a core of the shared host an equal share of them. Traffic, which one thread a
+        process moves, was measured with the whole host to itself and never wants more."""
+        cores = self.compiled.cores
+        if cores:
+            wanted = self._computing + min(cores, self._moving)
+            share = min(1.0, cores / wanted) if wanted else 1.0
+            if share != self._share:
+                self._share = share
+                self.network.set_speed(share)
+                for running in self._running.values():
+                    running.set_speed()
+
+    def speed(self, task: Task) -> float:
+        """Of a computing task, now."""
+        talks = self.slowdown > 1.0 and task.op.type == "compute" and self._talking[task.owner] > 0
+        return self._share / self.slowdown if talks else self._share
 
     def _after(self, delay: float, then: Callable[[Any], None]) -> None:
         self.events += 1
@@ -176,10 +201,18 @@ class Engine:
                 self._finish(member)
             return
         wait, size, weights = flows.phases[index]
+        threads = sum(self._task(member).threads for member in numbers)
+
+        def sent() -> None:
+            self._moving -= threads
+            self._divide_cores()
+            self._next_phase(flows, index + 1, numbers, owners)
 
         def send(_: Any) -> None:
             self.events += 1
-            self.network.start(size, weights, lambda: self._next_phase(flows, index + 1, numbers, owners))
+            self._moving += threads
+            self._divide_cores()
+            self.network.start(size, weights, sent)
 
         self._after(wait, send)
 
@@ -189,43 +222,48 @@ class Engine:
         after = self._talking[owner] > 0
         running = self._running.get(owner)
         if before != after and running is not None:
-            running.set_slow(after)
+            running.set_speed()
 
-    def ended(self, owner: int, number: int) -> None:
-        """A slowed-down compute task is over."""
-        del self._running[owner]
+    def ended(self, number: int, task: Task) -> None:
+        """A computing task is over."""
+        del self._running[task.owner]
+        self._computing -= task.threads
+        self._divide_cores()
         self._finish(number)
 
 
 class _Running:
-    """A compute task whose speed depends on whether its owner communicates at the time."""
+    """A computing task whose speed depends on what else happens at the time."""
 
-    __slots__ = ("engine", "left", "number", "since", "slow", "version")
+    __slots__ = ("engine", "left", "number", "since", "speed", "task", "version")
 
-    def __init__(self, engine: Engine, number: int, work: float, slow: bool) -> None:
+    def __init__(self, engine: Engine, number: int, task: Task) -> None:
+        assert not isinstance(task.work, Flows)
         self.engine = engine
         self.number = number
-        self.left = work
+        self.task = task
+        self.left = task.work
         self.since = engine.env.now
-        self.slow = slow
+        self.speed = engine.speed(task)
         self.version = 0
         self._schedule()
 
-    def set_slow(self, slow: bool) -> None:
-        """Change the speed from now on."""
+    def set_speed(self) -> None:
+        """Change the speed to what it is from now on."""
+        speed = self.engine.speed(self.task)
+        if speed == self.speed:
+            return
         now = self.engine.env.now
-        speed = 1.0 / self.engine.slowdown if self.slow else 1.0
-        self.left = max(0.0, self.left - (now - self.since) * speed)
-        self.since, self.slow = now, slow
+        self.left = max(0.0, self.left - (now - self.since) * self.speed)
+        self.since, self.speed = now, speed
         self.version += 1
         self._schedule()
 
     def _schedule(self) -> None:
         version = self.version
-        owner = self.engine._task(self.number).owner
 
         def over(_: Any) -> None:
             if self.version == version:
-                self.engine.ended(owner, self.number)
+                self.engine.ended(self.number, self.task)
 
-        self.engine._after(self.left * (self.engine.slowdown if self.slow else 1.0), over)
+        self.engine._after(self.left / self.speed, over)

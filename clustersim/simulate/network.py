@@ -18,7 +18,7 @@ _LAST = EventPriority(2)
 
 
 class _Flow:
-    __slots__ = ("bytes", "done", "left", "rate", "since", "version", "weights")
+    __slots__ = ("bytes", "done", "left", "rate", "share", "since", "version", "weights")
 
     def __init__(self, size: float, weights: Weights, done: Callable[[], None], now: float) -> None:
         self.bytes = size
@@ -26,6 +26,7 @@ class _Flow:
         self.weights = weights
         self.done = done
         self.rate = 0.0
+        self.share = 0.0
         self.since = now
         self.version = 0
 
@@ -34,7 +35,8 @@ class Network:
     """Flow classes on links of given capacities, shared max-min fairly.
 
     Rates change only for flows that share a link, directly or through others, with one that starts or ends; once for
-    all that start and end at the same instant, since rates do not matter before time passes.
+    all that start and end at the same instant, since rates do not matter before time passes. `set_speed` slows all of
+    them down where what moves the bytes has other things to do.
     `carried[link]` counts what every link was given to carry, the losses on the wire included.
     """
 
@@ -47,6 +49,14 @@ class Network:
         self._next = 0
         self._touched: set[int] = set()
         self._settling = False
+        self._speed = 1.0
+
+    def set_speed(self, speed: float) -> None:
+        """From now on, all flows progress at `speed` times their share of the links."""
+        if speed != self._speed:
+            self._speed = speed
+            for number, flow in list(self._flows.items()):
+                self._set_rate(number, flow, flow.share)
 
     def start(self, size: float, weights: Weights, done: Callable[[], None]) -> None:
         """Start a flow class of `size` bytes a flow; `done` is called when it has ended."""
@@ -57,10 +67,14 @@ class Network:
             return
         number = self._next
         self._next += 1
-        self._flows[number] = _Flow(size, weights, done, self.env.now)
+        flow = self._flows[number] = _Flow(size, weights, done, self.env.now)
         for link, _ in weights:
             self._on_link.setdefault(link, set()).add(number)
-        self._touch({number})
+        if all(len(self._on_link[link]) == 1 for link, _ in weights):
+            # Alone on all of its links: the slowest of them decides.
+            self._set_rate(number, flow, min(self.capacity[link] / m for link, m in weights))
+        else:
+            self._touch({number})
 
     def _touch(self, numbers: set[int]) -> None:
         """Have the rates around these flows recomputed once everything that happens now has happened."""
@@ -100,8 +114,9 @@ class Network:
             self._set_rate(number, self._flows[number], rate)
         return component
 
-    def _set_rate(self, number: int, flow: _Flow, rate: float) -> None:
+    def _set_rate(self, number: int, flow: _Flow, share: float) -> None:
         now = self.env.now
+        flow.share, rate = share, share * self._speed
         if rate == flow.rate:
             return
         flow.left = max(0.0, flow.left - flow.rate * (now - flow.since))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clustersim.cluster.cluster import Cluster
@@ -143,50 +145,74 @@ def _timeline(compiled: Compiled, engine: Engine, prices: Prices) -> Timeline:
         members_of = tuple(first_server + share.server for share in server.shares)
         where = "on hosts of their own" if server.shares[0].host == "server" else "beside workers"
         classes.append(RankClass(rank=workers + s, label=f"servers {where}", members=members_of))
-    spans: list[Span] = []
+    spans = tuple(_spans(compiled, engine))
+    return Timeline(source="simulated", steps=engine.steps, classes=tuple(classes), spans=spans)
+
+
+def _spans(compiled: Compiled, engine: Engine) -> Iterator[Span]:
+    """The spans of every step, in the order of the tasks; the parts of a bucket make one span."""
+    count = len(compiled.tasks)
     parts: dict[int, list[int]] = {}
     for number, task in enumerate(compiled.tasks):
         parts.setdefault(task.span, []).append(number)
-    index_of: dict[int, int] = {}
-    before: list[list[int]] = [[] for _ in range(count)]
-    for number, task in enumerate(compiled.tasks):
-        for other in task.then:
-            before[other].append(number)
-    last_on: dict[int, int] = {}
+    position = {number: at for at, numbers in enumerate(parts.values()) for number in numbers}
+    before = _before(compiled, engine)
+    ends = [
+        max(engine.end_s[step * count + number] for number in numbers)
+        for step in range(engine.steps)
+        for numbers in parts.values()
+    ]
     for step in range(engine.steps):
-        offset = step * count
-        base = len(spans)
-        for position, numbers in enumerate(parts.values()):
-            for number in numbers:
-                index_of[number] = base + position
         for numbers in parts.values():
             task = compiled.tasks[numbers[0]]
-            start = min(engine.start_s[offset + n] for n in numbers)
-            after = {index_of[n] for number in numbers for n in before[number]} - {index_of[numbers[0]]}
-            after = {i for i in after if _ended_before(engine, parts, compiled, offset, i - base, start)}
-            if task.stream in last_on:
-                after.add(last_on[task.stream])
-            last_on[task.stream] = index_of[numbers[0]]
-            spans.append(
-                Span(
-                    op=task.op.id._replace(step=step),
-                    rank=task.owner,
-                    start_s=start,
-                    end_s=max(engine.end_s[offset + n] for n in numbers),
-                    ready_s=min(start, engine.ready_s[offset + numbers[0]]),
-                    resource=compiled.streams[task.stream][1],
-                    after=tuple(sorted(after)),
-                )
+            mine = [step * count + number for number in numbers]
+            start = min(engine.start_s[number] for number in mine)
+            earlier = {other for number in mine for other in before[number]}
+            after = {other // count * len(parts) + position[other % count] for other in earlier}
+            after.discard(step * len(parts) + position[numbers[0]])
+            # Parts of a bucket overlap with the parts of what they follow: a span follows only what ended before it.
+            after = {index for index in after if ends[index] <= start + 1e-12 * max(1.0, start)}
+            yield Span(
+                op=task.op.id._replace(step=step),
+                rank=task.owner,
+                start_s=start,
+                end_s=ends[step * len(parts) + position[numbers[0]]],
+                ready_s=min(start, engine.ready_s[mine[0]]),
+                resource=compiled.streams[task.stream][1],
+                after=tuple(sorted(after)),
             )
-    return Timeline(source="simulated", steps=engine.steps, classes=tuple(classes), spans=tuple(spans))
 
 
-def _ended_before(
-    engine: Engine, parts: dict[int, list[int]], compiled: Compiled, offset: int, span: int, start: float
-) -> bool:
-    """Whether a whole span ended before `start`: parts of a bucket overlap with the parts of what they follow."""
-    numbers = parts[span]
-    return max(engine.end_s[offset + n] for n in numbers) <= start + 1e-12 * max(1.0, start)
+def _before(compiled: Compiled, engine: Engine) -> list[list[int]]:
+    """What each task of each step waited for: tasks by dependency, the one before it on its stream, for the first tasks
+    of a step the end of the owner's last step; and for those that happen together what any of them waited for."""
+    tasks, count = compiled.tasks, len(compiled.tasks)
+    before: list[list[int]] = [[] for _ in engine.start_s]
+    on_stream: list[list[int]] = [[] for _ in compiled.streams]
+    last_of: dict[tuple[int, int], int] = {}
+    for number in range(len(before)):
+        step, task = number // count, tasks[number % count]
+        on_stream[task.stream].append(number)
+        for other in task.then:
+            before[step * count + other].append(number)
+        last = last_of.setdefault((task.owner, step), number)
+        if engine.end_s[number] > engine.end_s[last]:
+            last_of[task.owner, step] = number
+    for stream, numbers in enumerate(on_stream):
+        if compiled.streams[stream][1] == "host":
+            numbers.sort(key=lambda number: engine.end_s[number])
+        for one, two in itertools.pairwise(numbers):
+            before[two].append(one)
+    for number in range(count, len(before)):
+        step, task = number // count, tasks[number % count]
+        if task.waits == 0:
+            before[number].append(last_of[task.owner, step - 1])
+    for members in compiled.joints:
+        for step in range(engine.steps):
+            together = {other for member in members for other in before[step * count + member]}
+            for member in members:
+                before[step * count + member] = sorted(together)
+    return before
 
 
 def critical_resource(simulated: Simulated) -> tuple[str, float]:

@@ -76,7 +76,8 @@ class Flows:
 
 @dataclass(slots=True)
 class Task:
-    """One op of one class (or one of a bucket's parts). `work` is its duration in seconds, or flows.
+    """One op of one class (or one of a bucket's parts). `work` is its duration in seconds, or flows. `threads`: how
+    many threads of a shared host it keeps busy on all ranks of the class.
 
     `joint` numbers the tasks that happen together: a collective that several classes take part in.
     """
@@ -86,6 +87,7 @@ class Task:
     op: Op
     span: int
     work: float | Flows
+    threads: int = 0
     waits: int = 0
     joint: int = -1
     then: list[int] = field(default_factory=list)
@@ -207,22 +209,35 @@ class Prices:
         )
         shared = self._sharing_slowdown(of)
         device = kernels * slowdown * shared * self.framework.compute_scale + self.inner_s(index, of)
-        driven *= slowdown * shared
+        # More threads make kernels faster, but not the one that launches them.
+        driven *= slowdown * max(1.0, shared)
         return device + driven if self.costs[of].device.kind == "cpu" else max(device, driven)
 
     def _sharing_slowdown(self, of: int) -> float:
-        """How much slower a rank computes because others of its node use the same cores (CPU nodes only)."""
+        """How much slower a rank computes because others of its node use the same cores (CPU nodes only).
+
+        Where all processes share one host, the engine shares out its cores among those that are busy: what is left here
+        is contention (caches, memory, switching between processes), and the threads that each of them has.
+        """
         host = self.machines[of].node.host
         table = host.rank_slowdown
         if not table:
             return 1.0
         together = min(self.wiring.devices_per_node, self.program.mesh.workers)
         if self.wiring.shared_host:
-            # The executor gives all processes an equal share of the cores, servers included, which mostly wait.
-            together = self.program.mesh.workers
-            processes = together + sum(share.host == "server" for share in self.program.servers)
-            together = max(together, min(processes, host.cores))
+            together = min(len(table), max(self.program.mesh.workers, min(self.processes, host.cores)))
+            return table[together - 1] / max(1.0, together / host.cores)
         return table[min(together, len(table)) - 1]
+
+    @property
+    def processes(self) -> int:
+        """Worker ranks, and servers that run as processes of their own."""
+        return self.program.mesh.workers + sum(share.host == "server" for share in self.program.servers)
+
+    @property
+    def shared_cores(self) -> int:
+        """Cores of the one host that all processes share; 0 where they do not."""
+        return self.machines[0].node.host.cores if self.wiring.shared_host else 0
 
     # ------------------------------------------------------------------------------------------------ collectives
 
@@ -478,18 +493,18 @@ def _device_name(machine: Machine) -> str:
 
 
 def _uneven(program: Program, wiring: Wiring) -> list[Traffic]:
-    """The traffic of allreduces whose ranks have unequal parts, where sends between stages meet it on the way."""
+    """The traffic of data-parallel collectives, whose ranks may have unequal parts, where sends between stages meet it
+    on the way."""
     if program.mesh.pp == 1:
         return []
     ops = [op for position in program.positions for op in position.ops if isinstance(op, Collective)]
-    algorithms = sorted({op.algorithm for op in ops if op.group == "dp" and op.kind == "all_reduce"})
+    found = sorted({(op.kind, op.algorithm) for op in ops if op.group == "dp"})
     grid = rank_grid(program.mesh, program.order)
     return [
         phase.traffic
-        for algorithm in algorithms
-        if algorithm in ("tree", "halving-doubling")
+        for kind, algorithm in found
         for stage in grid
-        for phase in phases(wiring, stage.T, "all_reduce", algorithm)
+        for phase in phases(wiring, stage.T, kind, algorithm)
     ]
 
 
@@ -512,15 +527,15 @@ def _server_classes(servers: tuple[ServerShare, ...], cluster: Cluster, wiring: 
 
 @dataclass(slots=True)
 class Compiled:
-    """Tasks in emission order, the streams' names, the joints' members, and the links they run on. `shared_cores`:
-    servers update on the cores that workers compute on."""
+    """Tasks in emission order, the streams' names, the joints' members, and the links they run on. `cores`: of the one
+    host on which everything runs, or 0."""
 
     tasks: list[Task]
     streams: list[tuple[int, str]]
     joints: list[list[int]]
     links: LinkClasses
     owners: int
-    shared_cores: bool
+    cores: int
 
 
 class Compiler:
@@ -552,7 +567,7 @@ class Compiler:
             flows.resolve(links)
         return Compiled(
             tasks=self.tasks, streams=list(self.streams), joints=self.joints, links=links, owners=len(owners),
-            shared_cores=self.prices.wiring.shared_host,
+            cores=self.prices.shared_cores,
         )  # fmt: skip
 
     def _owners(self) -> list[tuple[int, int]]:
@@ -563,11 +578,12 @@ class Compiler:
     def _emit(self, owner: int, position: int, index: int, op: Op) -> None:
         stream = self.streams.setdefault((owner, op.stream), len(self.streams))
         works = self._works(owner, op)
+        threads = self._threads(owner, op) if self.prices.shared_cores else 0
         span, self._spans = self._spans, self._spans + 1
         numbers = []
         for work in works:
             numbers.append(len(self.tasks))
-            self.tasks.append(Task(owner=owner, stream=stream, op=op, span=span, work=work))
+            self.tasks.append(Task(owner=owner, stream=stream, op=op, span=span, work=work, threads=threads))
         if isinstance(op, Collective):
             classes, _ = self.prices.group(op.group, owner)
             key = (op.id, op.group, classes)
@@ -577,6 +593,27 @@ class Compiler:
             self.joints[joint].append(numbers[0])
             self.tasks[numbers[0]].joint = joint
         self._tasks_of[owner, index] = numbers
+
+    def _threads(self, owner: int, op: Op) -> int:
+        """Threads of the shared host that an op of a class keeps busy: each process computes with its share of the
+        cores, and moves bytes with one thread."""
+        prices = self.prices
+        each = max(1, prices.shared_cores // prices.processes)
+        first = prices.folding.classes
+        ranks = len(prices.folding.members[owner]) if owner < first else len(prices.servers[owner - first].shares)
+        match op:
+            case Compute() | Update():
+                return ranks * each
+            case Transfer():
+                return 2 * ranks
+            case Collective():
+                return ranks
+            case Exchange():
+                return ranks + len(self.program.servers)
+            case Gate():
+                return 0
+            case _:
+                assert_never(op)
 
     def _works(self, owner: int, op: Op) -> list[float | Flows]:
         prices = self.prices
