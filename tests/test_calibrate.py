@@ -129,7 +129,7 @@ def error(constant: ScaleConstant | TimeConstant) -> float | None:
     return constant.uncertainty if isinstance(constant, ScaleConstant) else constant.uncertainty_s
 
 
-SIZES = ((4, 256), (12, 256), (8, 2048))
+SIZES = ((4, 256), (8, 2048))
 LAYOUTS = ((1, RING, 4), (1, RING, 16), (4, RING, 8), (2, LATE_RING, 4), (4, SERVED, 4))
 
 

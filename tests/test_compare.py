@@ -47,24 +47,20 @@ def predicted() -> Timeline:
 
 
 def measured(scale: float = 1.0, steps: int = 3, late_s: float = 0.0) -> Timeline:
-    """The same on two ranks, `scale` times as slow; rank 1 ends its backward pass `late_s` later."""
+    """The same on two ranks, `scale` times as slow; rank 1 ends its backward pass `late_s` later, and rank 0 waits for
+    it in the all-reduce."""
     spans = []
     for step in range(steps):
         base = step * (4.5 * scale + late_s)
         for rank in range(2):
-            behind = late_s * rank
+            own = late_s * rank
             for op, start, end, resource in (
-                (FORWARD, 0.0, 1.0, "compute"),
-                (BACKWARD, 1.0, 3.0, "compute"),
-                (REDUCE, 3.0, 4.0, "collective"),
-                (UPDATE, 4.0, 4.5, "compute"),
+                (FORWARD, 0.0, scale, "compute"),
+                (BACKWARD, scale, 3.0 * scale + own, "compute"),
+                (REDUCE, 3.0 * scale + own, 4.0 * scale + late_s, "collective"),
+                (UPDATE, 4.0 * scale + late_s, 4.5 * scale + late_s, "compute"),
             ):
-                later = (
-                    behind if op in (REDUCE,) else late_s if op is UPDATE else behind if op is BACKWARD else 0.0,
-                    late_s if op in (REDUCE, UPDATE) else behind if op is BACKWARD else 0.0,
-                )
-                begin = base + start * scale + (0.0 if op is BACKWARD else later[0])
-                spans.append(span(op._replace(step=step), rank, begin, base + end * scale + later[1], resource))
+                spans.append(span(op._replace(step=step), rank, base + start, base + end, resource))
     return timeline("measured", [(0, (0,)), (1, (1,))], spans, steps)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from clusters import ENDLESS, cluster_of, collective_program, framework_of, wire, workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from clustersim.layout.layout import Algorithm, Mesh
 from clustersim.program.program import CollectiveKind
 from clustersim.simulate.collectives import phases, tree_parents
 from clustersim.simulate.simulate import Simulated, simulate
-from clusters import ENDLESS, cluster_of, collective_program, framework_of, wire, workers
 
 ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "hierarchical", "halving-doubling")
 

@@ -7,9 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from clusters import (
     all_reduce,
     cluster_of,
@@ -24,6 +21,9 @@ from clusters import (
     workers,
     workload_of,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from clustersim.cluster.cluster import Cluster, Fault, SlowNic, SlowRank
 from clustersim.cluster.fabric import Fabric
 from clustersim.layout.layout import Layout, Mesh, Scheme
@@ -51,17 +51,21 @@ def cases(draw: st.DrawFn, *, faults: bool = True, most_ranks: int = 24) -> Case
     devices = draw(st.sampled_from([1, 2, 4, 6]))
     nodes = draw(st.integers(1, most_ranks // devices))
     ranks = nodes * devices
+    # Now and then all ranks share one host and its memory, as on a laptop.
+    shared = nodes == 1 and draw(st.booleans())
     nics = draw(st.sampled_from([n for n in (1, 2, 4, 6, 8) if max(n, devices) % min(n, devices) == 0]))
     host = host_of(reduce_rate=draw(st.sampled_from([3e9, 1e11])), bandwidth=1e10)
     machine = workers(
         nodes, devices=devices, nics=nics, far=wire(2e9, 5e-6, launch=1e-5), near=wire(5e9, 1e-6),
         pcie=draw(st.sampled_from([None, wire(3e9)])), host=host,
     )  # fmt: skip
+    if shared:
+        machine = replace(machine, nic=wire(2e9, 5e-6, launch=1e-5, kind="loopback"))
     machines = [machine]
     if nodes > 1 and draw(st.booleans()):
         faster = replace(machine, count=nodes // 2, nic=wire(6e9, 2e-6, launch=1e-5))
         machines = [replace(machine, count=nodes - nodes // 2), faster]
-    hosts = draw(st.integers(0, 3))
+    hosts = 0 if shared else draw(st.integers(0, 3))
     fabric = Fabric(
         kind=draw(st.sampled_from(["one-switch", "leaf-spine", "rail-optimized"])),
         nodes_per_leaf=draw(st.integers(1, 4)),
@@ -83,7 +87,7 @@ def cases(draw: st.DrawFn, *, faults: bool = True, most_ranks: int = 24) -> Case
     tp = draw(st.sampled_from([t for t in (1, 2, 3, 4, 6) if ranks % t == 0 and t <= 2 * devices]))
     pp = draw(st.sampled_from([p for p in (1, 2, 3, 4) if ranks // tp % p == 0]))
     mesh = Mesh(dp=ranks // tp // pp, tp=tp, pp=pp)
-    scheme = draw(_schemes(mesh, nodes, hosts))
+    scheme = draw(_schemes(mesh, nodes, hosts, shared))
     virtual = draw(st.sampled_from([1, 2])) if pp > 1 else 1
     layer_count = pp * virtual * draw(st.integers(1, 2))
     micro_batches = pp * draw(st.integers(1, 2))
@@ -107,7 +111,7 @@ def cases(draw: st.DrawFn, *, faults: bool = True, most_ranks: int = 24) -> Case
 
 
 @st.composite
-def _schemes(draw: st.DrawFn, mesh: Mesh, nodes: int, hosts: int) -> Scheme:
+def _schemes(draw: st.DrawFn, mesh: Mesh, nodes: int, hosts: int, shared: bool) -> Scheme:
     if mesh.dp == 1:
         return all_reduce("ring")
     kinds = ["all-reduce", "sharded-1", "colocated"]
@@ -123,6 +127,7 @@ def _schemes(draw: st.DrawFn, mesh: Mesh, nodes: int, hosts: int) -> Scheme:
         case "sharded-3":
             return sharded(3)
         case "colocated":
+            nodes = mesh.workers if shared else nodes
             fewer = [n for n in range(1, nodes + 1) if mesh.workers % n == 0]
             count = draw(st.sampled_from([nodes, *fewer]))
             return parameter_server(0, count, optimizer_at=draw(st.sampled_from(["server", "worker"])))
@@ -216,7 +221,8 @@ def test_fold_a_fault_splits_only_what_it_touches() -> None:
     layout = layout_of(Mesh(dp=128, tp=8, pp=2), all_reduce("ring"), layer_count=8)
     program = lower(workload_of(256, model=model_of(layer_count=8)), layout, framework_of(), 8)
     well = simulate(program, _dgx(256, "one-switch"), framework_of())
-    ill = simulate(program, _dgx(256, "one-switch", ({"kind": "slow-rank", "rank": 17, "slowdown": 2.0},)), framework_of())
+    fault = {"kind": "slow-rank", "rank": 17, "slowdown": 2.0}
+    ill = simulate(program, _dgx(256, "one-switch", (fault,)), framework_of())
     assert well.classes == 2
     assert ill.classes <= 24
     assert ill.makespan_s > well.makespan_s

@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
+from clusters import framework_of, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusters import framework_of, model_of
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.layout import (
@@ -109,8 +109,10 @@ def _state(model: Model, ranks: int, scheme: Scheme) -> float:
 
 
 def _of_7_5_billion() -> Model:
-    """Exactly 7.5e9 parameters: 7,500,000 columns of a thousand, as the embedding of a model of one tiny layer."""
-    tiny = model_of(layer_count=1, hidden=4, heads=1, kv_heads=1, head_dim=4, ffn_hidden=4, vocab=1, positions=0, tied=True)
+    """Exactly 7.5e9 parameters, nearly all in the embedding of a model of one tiny layer."""
+    tiny = model_of(
+        layer_count=1, hidden=4, heads=1, kv_heads=1, head_dim=4, ffn_hidden=4, vocab=1, positions=0, tied=True
+    )
     rest = stage_parameters(tiny, range(1), first=True, last=True, tp=1) - 4
     assert (7_500_000_000 - rest) % 4 == 0
     return replace(tiny, vocab=(7_500_000_000 - rest) // 4)

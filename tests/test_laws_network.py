@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim.simulate.network import Network
-from clustersim.simulate.sharing import Weights, max_min_rates
+from clustersim.simulate.sharing import Weights, binding_links, max_min_rates
 
 Case = tuple[dict[int, tuple[tuple[int, float], ...]], list[float]]
 
@@ -90,6 +91,24 @@ def test_p8_removing_a_flow_never_lowers_the_slowest_rate(case: Case, data: st.D
     rest = {number: crossed for number, crossed in weights.items() if number != gone}
     if rest:
         assert min(max_min_rates(rest, capacity).values()) >= min(before.values()) * (1.0 - 1e-12)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0]), min_size=5, max_size=5), min_size=1, max_size=9),
+    st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_p8_links_that_never_bind_do_not_matter(loads: list[list[float]], data: st.DataObject) -> None:
+    """A link that another always fills before, whatever flows, can be left out of the network."""
+    capacity = data.draw(st.lists(st.sampled_from([1.0, 2.0, 4.0]), min_size=len(loads), max_size=len(loads)))
+    keep = binding_links(np.array(loads), np.array(capacity))
+    assert keep.any()
+    active = data.draw(st.sets(st.integers(0, 4), min_size=1))
+    every = {flow: tuple((link, row[flow]) for link, row in enumerate(loads) if row[flow] > 0.0) for flow in active}
+    kept = {flow: tuple(pair for pair in crossed if keep[pair[0]]) for flow, crossed in every.items()}
+    rates = max_min_rates(every, capacity)
+    for flow, rate in max_min_rates(kept, capacity).items():
+        assert rate == pytest.approx(rates[flow], rel=1e-12)
 
 
 def test_p8_a_flow_without_links_is_unlimited() -> None:
@@ -188,8 +207,9 @@ def _per_flow(n: int, k: int, *, merged: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "apart", "together"), [(4, 1, 1.833, 1.333), (4, 2, 1.600, 1.400), (8, 2, 2.105, 1.632), (8, 4, 1.727, 1.545)]
-)  # fmt: skip
+    ("n", "k", "apart", "together"),
+    [(4, 1, 1.833, 1.333), (4, 2, 1.600, 1.400), (8, 2, 2.105, 1.632), (8, 4, 1.727, 1.545)],
+)
 def test_p7_max_min_over_single_flows_misses_the_optimum(n: int, k: int, apart: float, together: float) -> None:
     assert _per_flow(n, k, merged=False) == pytest.approx(apart, abs=5e-4)
     assert _per_flow(n, k, merged=True) == pytest.approx(together, abs=5e-4)

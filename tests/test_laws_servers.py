@@ -6,10 +6,20 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from clusters import (
+    cluster_of,
+    collective_program,
+    framework_of,
+    host_of,
+    server_program,
+    servers,
+    shares_of,
+    wire,
+    workers,
+)
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clusters import cluster_of, collective_program, framework_of, host_of, server_program, servers, shares_of, wire, workers
 from clustersim.cluster.cluster import Cluster
 from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.wiring import Port, Wiring
@@ -172,6 +182,7 @@ def test_p5_a_server_adds_and_returns_one_partition_while_the_next_arrives() -> 
     parts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     server_rate=st.sampled_from([0.5, 2.0, 8.0]),
 )
+@example(n=4, parts=[1, 10], server_rate=0.5)
 @settings(max_examples=60, deadline=None)
 def test_p6_the_server_with_the_hot_keys_decides(n: int, parts: list[int], server_rate: float) -> None:
     cluster = cluster_of(workers(n, far=wire(2.0)), hosts=servers(len(parts), far=wire(server_rate)))

@@ -10,9 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from clusters import (
     cluster_of,
     collective_program,
@@ -26,6 +23,10 @@ from clusters import (
     wire,
     workers,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_laws_fold import Case, cases, framework
+
 from clustersim.cluster.cluster import Cluster, SlowRank
 from clustersim.cluster.fabric import Fabric
 from clustersim.files import plain
@@ -37,7 +38,6 @@ from clustersim.scenario import question
 from clustersim.search.search import make_plan
 from clustersim.simulate.simulate import Simulated, simulate
 from clustersim.timeline import OpId, check_invariants, critical_path
-from test_laws_fold import Case, cases, framework
 
 # --------------------------------------------------------------------------------------------------------- P23
 
@@ -200,7 +200,9 @@ def test_p26_a_faster_link_never_slows_a_single_collective_down(
         assert after <= before * (1.0 + 1e-12)
 
 
-@given(stages=st.integers(1, 5), rounds=st.integers(1, 3), slow=st.sampled_from([1.0, 1.5, 3.0]), where=st.integers(0, 4))
+@given(
+    stages=st.integers(1, 5), rounds=st.integers(1, 3), slow=st.sampled_from([1.0, 1.5, 3.0]), where=st.integers(0, 4)
+)
 @settings(max_examples=40, deadline=None)
 def test_p26_a_straggler_never_shortens_a_pipeline(stages: int, rounds: int, slow: float, where: int) -> None:
     program = pipeline_program("1f1b", stages, stages * rounds, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, assert_never
 
@@ -34,6 +35,18 @@ class Mesh:
     def workers(self) -> int:
         """Worker ranks: dp * tp * pp."""
         return self.dp * self.tp * self.pp
+
+
+def node_peers(mesh: Mesh, order: RankOrder, devices_per_node: int) -> int:
+    """Data-parallel peers that share a node, as many in every node (1: none).
+
+    The peers of a group whose numbers follow each other stand side by side; the number that divides both the group and
+    a node's share of it never straddles two nodes, wherever a group starts.
+    """
+    inner = mesh.tp if order == "tp-dp-pp" else mesh.tp * mesh.pp
+    if devices_per_node % inner != 0:
+        return 1
+    return math.gcd(mesh.dp, devices_per_node // inner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

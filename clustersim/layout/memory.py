@@ -106,10 +106,10 @@ def footprint(workload: Workload, space: Space, framework: Framework) -> Footpri
 
     The fullest worker is on the first stage (most micro-batches in flight, the embedding, a layer more where stages are
     uneven) or the last (logits, head); where the user named the stages' boundaries, every stage is looked at. State:
-    per parameter weights, gradients and optimizer state, divided by dp as far as the scheme shards them; sharded weights
-    need the gathered bucket, the one before it and the one being prefetched. Activations: what each layer keeps, times
-    the micro-batches in flight, and the working set of one recomputed layer. Logits: fp32, and the gradient of one
-    micro-batch's. The allocator adds `fragmentation` to all tensors.
+    per parameter weights, gradients and optimizer state, divided by dp as far as the scheme shards them; sharded
+    weights need the gathered bucket, the one before it and the one being prefetched. Activations: what each layer
+    keeps, times the micro-batches in flight, and the working set of one recomputed layer. Logits: fp32, and the
+    gradient of one micro-batch's. The allocator adds `fragmentation` to all tensors.
     """
     divisions = space.divisions
     state_bytes = StateBytes.of(space.precision, workload.training.optimizer)

@@ -179,7 +179,7 @@ def layouts(workload: Workload, cluster: Cluster, framework: Framework, choices:
     count = len(divisions)
     dp, pp = divisions.dp, divisions.pp
     legal = np.zeros((count, len(schemes)), np.bool_)
-    local = _local_peers(divisions, cluster.devices_per_node)
+    local = local_peers(divisions, cluster.devices_per_node)
     for column, scheme in enumerate(schemes):
         if isinstance(scheme, AllReduce):
             ok = (dp > 1) | (scheme.algorithm == "ring")
@@ -215,16 +215,11 @@ def precision_of(compute: Dtype, framework: Framework) -> Precision:
     return Precision(compute=compute, gradient=framework.gradient_dtype, optimizer="fp32")
 
 
-def _local_peers(divisions: Divisions, devices_per_node: int) -> Ints:
-    inner = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp)
-    fits = (devices_per_node % inner == 0) & (inner <= devices_per_node)
-    local = np.where(fits, np.minimum(divisions.dp, devices_per_node // np.minimum(inner, devices_per_node)), 1)
-    return np.where(divisions.dp % np.maximum(local, 1) == 0, local, 1)
-
-
 def local_peers(divisions: Divisions, devices_per_node: int) -> Ints:
-    """Data-parallel peers of a rank in its own node, itself included."""
-    return _local_peers(divisions, devices_per_node)
+    """Data-parallel peers of a rank in its own node, itself included (`node_peers`, for every division)."""
+    inner = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp)
+    fits = devices_per_node % inner == 0
+    return np.where(fits, np.gcd(divisions.dp, devices_per_node // inner), 1)
 
 
 def _divisors(number: int) -> list[int]:

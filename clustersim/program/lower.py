@@ -9,7 +9,7 @@ from typing import assert_never
 
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF, Kernel, Kernels
-from clustersim.layout.layout import AllReduce, Layout, ParameterServer, Sharded
+from clustersim.layout.layout import AllReduce, Layout, ParameterServer, Sharded, node_peers
 from clustersim.program.buckets import buckets, chunk_span, server_shares
 from clustersim.program.program import (
     Bucket,
@@ -46,12 +46,7 @@ from clustersim.workload.training import STATE_TENSORS, Workload
 
 def peers_in_node(layout: Layout, devices_per_node: int) -> int:
     """Data-parallel peers that share a node (1: none)."""
-    mesh = layout.mesh
-    inner = mesh.tp if layout.order == "tp-dp-pp" else mesh.tp * mesh.pp
-    if devices_per_node % inner != 0:
-        return 1
-    fit = min(mesh.dp, devices_per_node // inner)
-    return fit if mesh.dp % fit == 0 else 1
+    return node_peers(layout.mesh, layout.order, devices_per_node)
 
 
 def lower(workload: Workload, layout: Layout, framework: Framework, devices_per_node: int) -> Program:
@@ -90,6 +85,8 @@ class _Lowering:
     awaiting: tuple[int, int, bool] | None = None
     pending: dict[Ref, tuple[int, int, bool]] = field(default_factory=dict)
     pushes: dict[int, list[Ref]] = field(default_factory=dict)
+    # what the next compute op has to wait for besides, where reductions do not run beside compute
+    blocked: tuple[Ref, ...] = ()
     # buckets whose gradients wait for the end of the stage's backward pass
     held: list[Bucket] = field(default_factory=list)
 
@@ -227,6 +224,7 @@ class _Lowering:
         if not self._overlaps() and every:
             for bucket, _ in pieces:
                 reduced += self._synchronise(stage, i, bucket, (pieces[-1][1],))
+            self.blocked = tuple(reduced)
         elif not self._overlaps():
             self.held += of_chunk
         if final:
@@ -291,6 +289,7 @@ class _Lowering:
             # The first op of a pass needs its input, which a stage that is not emitted yet may send.
             self.pending[ref] = self.awaiting
             self.awaiting = None
+        after, self.blocked = (*after, *self.blocked), ()
         stage.ops.append(Compute(id=op, after=after, work=work))
         return ref
 

@@ -53,7 +53,7 @@ def _backward(schedule: Schedule, k: int, stages: int, virtual_stages: int) -> T
 
 
 def in_flight(order: list[Turn]) -> int:
-    """The largest number of forward passes whose backward has not run yet (theory: P13)."""
+    """The largest number of forward passes whose backward has not run yet (docs/laws.md, P13)."""
     peak = held = 0
     for turn in order:
         held += -1 if turn.backward else 1

@@ -26,8 +26,8 @@ class Phase:
     """One fluid phase of a collective over a buffer of M bytes.
 
     `traffic` is what every link carries per byte of M. `near_hops` and `far_hops` count the steps that wait for an
-    interconnect's or the network's alpha; `switches` the fabric switches on the longest far hop. `message` is the size of one
-    step's message per byte of M, which decides the efficiency of the wire.
+    interconnect's or the network's alpha; `switches` the fabric switches on the longest far hop. `message` is the size
+    of one step's message per byte of M, which decides the efficiency of the wire.
     """
 
     traffic: Traffic

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
-from clustersim.program.program import Compute, Program
+from clustersim.program.program import Compute, Gate, Program
 from clustersim.simulate.engine import Engine
 from clustersim.simulate.tasks import Compiled, Compiler, Flows, Prices
 from clustersim.timeline import RankClass, Span, Timeline, union_s
@@ -89,10 +89,9 @@ def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: f
     inner = [0.0] * workers
     count = len(compiled.tasks)
     for number, task in enumerate(compiled.tasks):
-        if task.owner >= workers or task.op.type == "gate":
+        if task.owner >= workers:
             continue
-        computes = isinstance(task.op, Compute)
-        where = compute if computes else talk
+        where = compute if isinstance(task.op, (Compute, Gate)) else talk
         for step in range(engine.steps):
             at = step * count + number
             where[task.owner].append((engine.start_s[at], engine.end_s[at]))
@@ -134,7 +133,6 @@ def _link_use(engine: Engine, compiled: Compiled, prices: Prices, makespan: floa
 
 
 def _timeline(compiled: Compiled, engine: Engine, prices: Prices) -> Timeline:
-    count = len(compiled.tasks)
     workers = prices.folding.classes
     classes = []
     for c, members in enumerate(prices.folding.members):

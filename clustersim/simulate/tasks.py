@@ -13,6 +13,7 @@ from clustersim.cluster.wiring import Traffic, Wiring
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import Kernel, Memory
+from clustersim.layout.layout import node_peers
 from clustersim.program.program import (
     Collective,
     Compute,
@@ -162,9 +163,7 @@ class Prices:
         whole = grid[keys // grid.shape[2], :, keys % grid.shape[2]]
         if kind == "dp":
             return whole
-        nodes = self.wiring.node_of(whole)
-        local = int((nodes[0] == nodes[0, 0]).sum())
-        split = whole.reshape(-1, local)
+        split = whole.reshape(-1, node_peers(self.program.mesh, self.program.order, self.wiring.devices_per_node))
         return split[np.isin(split, ranks).any(axis=1)]
 
     def _coordinates(self, ranks: Ints) -> tuple[Ints, Ints, Ints]:
@@ -552,6 +551,8 @@ class Compiler:
         self._known_peers: dict[tuple[int, int], list[int]] = {}
         self._spans = 0
         self._flow_cache: dict[tuple[object, ...], Flows] = {}
+        # (owner, micro-batch or -1) whose host time has been charged
+        self._driven: set[tuple[int, int]] = set()
 
     def compiled(self) -> Compiled:
         """All tasks, with who waits for whom."""
@@ -596,7 +597,7 @@ class Compiler:
 
     def _threads(self, owner: int, op: Op) -> int:
         """Threads of the shared host that an op of a class keeps busy: each process computes with its share of the
-        cores, and moves bytes with one thread."""
+        cores; a thread at either end moves bytes."""
         prices = self.prices
         each = max(1, prices.shared_cores // prices.processes)
         first = prices.folding.classes
@@ -604,12 +605,10 @@ class Compiler:
         match op:
             case Compute() | Update():
                 return ranks * each
-            case Transfer():
+            case Transfer() | Exchange():
                 return 2 * ranks
             case Collective():
                 return ranks
-            case Exchange():
-                return ranks + len(self.program.servers)
             case Gate():
                 return 0
             case _:
@@ -619,9 +618,7 @@ class Compiler:
         prices = self.prices
         match op:
             case Compute():
-                extra = prices.framework.host.per_step_s if op.id.phase == "update" else 0.0
-                extra += prices.framework.host.per_micro_batch_s if op.id.phase == "forward" else 0.0
-                return [prices.work_s(op.work, owner) + extra]
+                return [prices.work_s(op.work, owner) + self._host_s(owner, op)]
             case Transfer():
                 return [
                     self._cached(("send", owner, op.to, op.bytes), lambda: prices.send_flows(owner, op.to, op.bytes))
@@ -645,9 +642,24 @@ class Compiler:
                 server = owner - prices.folding.classes
                 return [prices.update_s(server, op, parts)] * parts
             case Gate():
-                return [0.0]
+                return [self._host_s(owner, op)]
             case _:
                 assert_never(op)
+
+    def _host_s(self, owner: int, op: Compute | Gate) -> float:
+        """What the host spends besides driving layers: once a micro-batch before its first forward pass here, and once
+        a step, with the optimizer or (where that runs on servers) at the gate."""
+        host = self.prices.framework.host
+        if op.id.phase == "forward":
+            once = (owner, op.id.micro_batch)
+        elif op.id.phase == "update" or isinstance(op, Gate):
+            once = (owner, -1)
+        else:
+            return 0.0
+        if once in self._driven:
+            return 0.0
+        self._driven.add(once)
+        return host.per_step_s if once[1] < 0 else host.per_micro_batch_s
 
     def _cached(self, key: tuple[object, ...], make: object) -> Flows:
         found = self._flow_cache.get(key)
