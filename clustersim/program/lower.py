@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF, Kernel, Kernels
+from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.layout import AllReduce, Layout, ParameterServer, Sharded, node_peers
 from clustersim.program.buckets import buckets, chunk_span, server_shares
 from clustersim.program.program import (
@@ -17,7 +16,6 @@ from clustersim.program.program import (
     Compute,
     Exchange,
     Gate,
-    Inner,
     Op,
     Position,
     Program,
@@ -28,17 +26,11 @@ from clustersim.program.program import (
     Work,
 )
 from clustersim.program.schedule import Turn, turns
+from clustersim.program.work import pass_work
 from clustersim.timeline import OpId, Phase
-from clustersim.workload.activations import boundary_bytes, embedding_collectives, head_collectives, tp_collectives
+from clustersim.workload.activations import boundary_bytes
 from clustersim.workload.layer_kernels import (
-    backward,
-    embedding_backward,
-    embedding_forward,
-    forward,
-    head_backward,
-    head_forward,
     optimizer_kernels,
-    recomputed,
 )
 from clustersim.workload.model import vocab_per_rank
 from clustersim.workload.training import STATE_TENSORS, Workload
@@ -280,7 +272,9 @@ class _Lowering:
         key = (phase, layers, size)
         work = self.pass_works.get(key)
         if work is None:
-            work = self.pass_works[key] = self._index(self._pass(phase, layers, size))
+            work = self.pass_works[key] = self._index(
+                pass_work(self.workload, self.layout, self.framework, phase, layers, size)
+            )
         return self._append(stage, OpId(0, i, chunk, phase, part, "compute"), work, after)
 
     def _append(self, stage: _Stage, op: OpId, work: int, after: tuple[Ref, ...]) -> Ref:
@@ -468,57 +462,3 @@ class _Lowering:
             for bucket in all_buckets
         )
         return [*workers, Position(role="server", stage=-1, ops=ops)]
-
-    # -------------------------------------------------------------------------------------------------- work
-
-    def _pass(self, phase: Phase, layers: range, size: int) -> Work:
-        """One pass of a micro-batch of `size` through `layers` (embedding and head included where in range)."""
-        model, layout, framework = self.workload.model, self.layout, self.framework
-        sequence, tp, sp = self.workload.training.sequence, layout.mesh.tp, layout.sequence_parallel
-        dtype = layout.precision.compute
-        real = range(max(0, layers.start), min(model.layers, layers.stop))
-        parts: list[Kernels] = []
-        attention, fused = framework.attention, framework.fused_elementwise
-        if phase == "forward":
-            each = forward(model, sequence, size, tp, sp, attention, fused, dtype)
-        else:
-            each = backward(model, sequence, size, tp, sp, attention, fused, dtype) + recomputed(
-                model, sequence, size, tp, sp, attention, fused, dtype, layout.recompute
-            )
-        parts.append(_times(each, len(real)))
-        ins, outs = tp_collectives(model, sequence, size, tp, sp, layout.recompute, BYTES_OF[dtype])
-        inner = [
-            Inner(kind=kind, bytes=size_bytes, count=count * len(real))
-            for kind, size_bytes, count in (ins if phase == "forward" else outs)
-            if len(real)
-        ]
-        way = 0 if phase == "forward" else 1
-        if layers.start == -1:
-            make = (embedding_forward, embedding_backward)[way]
-            parts.append(make(model, sequence, size, tp, sp, dtype))
-            ends = embedding_collectives(model, sequence, size, tp, sp, BYTES_OF[dtype])[way]
-            inner += [Inner(kind=kind, bytes=length, count=count) for kind, length, count in ends]
-        if layers.stop == model.layers + 1:
-            head = (head_forward, head_backward)[way]
-            parts.append(head(model, sequence, size, tp, sp, fused, dtype))
-            ends = head_collectives(model, sequence, size, tp, sp, BYTES_OF[dtype])[way]
-            inner += [Inner(kind=kind, bytes=length, count=count) for kind, length, count in ends]
-        forward_layers = len(real) if phase == "forward" or layout.recompute == "full" else 0
-        return Work(
-            kernels=_merged(kernel for part in parts for kernel in part),
-            inner=tuple(inner),
-            forward_layers=forward_layers,
-            backward_layers=len(real) if phase == "backward" else 0,
-        )
-
-
-def _times(kernels: Kernels, count: int) -> Kernels:
-    return tuple((kernel, n * count) for kernel, n in kernels) if count else ()
-
-
-def _merged(kernels: Iterable[tuple[Kernel, int]]) -> Kernels:
-    """The same kernels, each named once."""
-    counts: dict[Kernel, int] = {}
-    for kernel, count in kernels:
-        counts[kernel] = counts.get(kernel, 0) + count
-    return tuple(counts.items())

@@ -8,8 +8,9 @@ from typing import Any
 
 import simpy
 
+from clustersim.simulate.flows import Flows
 from clustersim.simulate.network import Network
-from clustersim.simulate.tasks import Compiled, Flows, Task
+from clustersim.simulate.tasks import Compiled, Task
 
 
 class Engine:

@@ -10,7 +10,9 @@ from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
 from clustersim.program.program import Compute, Gate, Program
 from clustersim.simulate.engine import Engine
-from clustersim.simulate.tasks import Compiled, Compiler, Flows, Prices
+from clustersim.simulate.flows import Flows
+from clustersim.simulate.prices import Prices
+from clustersim.simulate.tasks import Compiled, Compiler
 from clustersim.timeline import RankClass, Span, Timeline, union_s
 
 
