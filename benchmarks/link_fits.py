@@ -48,9 +48,7 @@ def points(path: Path = HELDOUT) -> list[Point]:
             rate_bytes_per_s=float(rate) * 1e9 / 8 if rate else None,
             source=source,
         )
-        for link, split, kind, ranks, size, time, rate, source in zip(
-            *(columns[n] for n in names), strict=True
-        )
+        for link, split, kind, ranks, size, time, rate, source in zip(*(columns[n] for n in names), strict=True)
     ]
 
 

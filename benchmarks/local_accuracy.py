@@ -184,6 +184,16 @@ class Others:
         return total
 
 
+def wait_until_quiet(limit_s: float) -> None:
+    """Wait until others leave the CPU alone for a second, at most so long."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < limit_s:
+        others = Others()
+        time.sleep(1.0)
+        if others.share() < QUIET:
+            return
+
+
 def measure(cases: Sequence[Measured], repeats: int, patience: int) -> list[float]:
     """Round by round, every case once; the sizes of one layout follow each other. How much others disturbed."""
     begin = time.monotonic()
@@ -193,6 +203,8 @@ def measure(cases: Sequence[Measured], repeats: int, patience: int) -> list[floa
             for index, case in enumerate(cases):
                 tries: list[tuple[float, Run]] = []
                 while not tries or (tries[-1][0] > QUIET and len(tries) <= patience):
+                    if tries:
+                        wait_until_quiet(10.0)
                     others = Others()
                     run = run_task(task_of(case, number), progress=lambda _: None, launcher=launcher)
                     tries.append((others.share(), run))
@@ -219,7 +231,8 @@ def task_of(case: Measured, seed: int) -> Task:
 def profile(folder: Path, quick: bool, patience: int) -> str:
     """Profile this host into `folder`; the name of the framework."""
     tries: list[tuple[float, Probe]] = []
-    while not tries or (tries[-1][0] > QUIET and len(tries) <= min(patience, 1)):
+    while not tries or (tries[-1][0] > QUIET and len(tries) <= patience):
+        wait_until_quiet(60.0)
         say("profiling this machine")
         others = Others()
         found = probe(quick=quick, ranks=(1, 2, MOST_RANKS), progress=say)

@@ -18,8 +18,9 @@ from clustersim.hardware.calibration import find_calibration
 from clustersim.hardware.cost import load_device
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.load import load_framework, load_link
-from clustersim.layout.layout import Algorithm, Family, RankOrder, Recompute, Schedule, ServerPlacement
-from clustersim.units import FILE, Bytes, Fraction, Seconds
+from clustersim.layout.choices import LayoutSpec
+from clustersim.layout.layout import Family
+from clustersim.units import FILE, Fraction, Seconds
 from clustersim.workload.model import Dimensions
 from clustersim.workload.presets import model_of
 from clustersim.workload.training import Training, Workload
@@ -39,39 +40,6 @@ class ClusterSpec:
     fabric: str | Fabric = "one-switch"
     servers: dict[str, NodeSpec] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayoutSpec:
-    """The `layout:` block: choices that the user makes; the search makes the others."""
-
-    __pydantic_config__: ClassVar[Any] = FILE
-    dp: int | None = None
-    tp: int | None = None
-    pp: int | None = None
-    micro_batch: int | None = None
-    sequence_parallel: bool | None = None
-    schedule: Schedule | None = None
-    virtual_stages: int | None = None
-    boundaries: tuple[int, ...] | None = None
-    recompute: Recompute | None = None
-    order: RankOrder | None = None
-    sync: Family | None = None
-    algorithm: Algorithm | None = None
-    sharded_stage: Literal[1, 2, 3] | None = None
-    servers: int | None = None
-    placement: ServerPlacement | None = None
-    optimizer_at: Literal["server", "worker"] | None = None
-    bucket_bytes: Bytes | None = None
-    partition_bytes: Bytes | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("dp", "tp", "pp", "micro_batch", "virtual_stages"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.servers is not None and self.servers < 0:
-            raise ValueError(f"servers must not be negative, but is {self.servers}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,7 @@ MIB = 2.0**20
 
 
 def link_of(*segments: Segment, rate: float = 1e9, launch: float = 0.0) -> Link:
-    return Link(
-        name="l", kind="nvlink", rate_bytes_per_s=rate, launch_s=launch, segments=segments, provenance=SOURCE
-    )
+    return Link(name="l", kind="nvlink", rate_bytes_per_s=rate, launch_s=launch, segments=segments, provenance=SOURCE)
 
 
 def one_piece(alpha: float = 2e-6, efficiency: float = 0.5, launch: float = 0.0) -> Link:
@@ -72,9 +70,7 @@ def test_arrays_give_what_scalars_give() -> None:
 
 
 @given(links(), st.lists(st.floats(0.0, 1e11), min_size=2, max_size=20), st.floats(1e6, 1e12) | st.none())
-def test_time_never_falls_with_the_size_at_any_rate(
-    link: Link, sizes: list[float], rate: float | None
-) -> None:
+def test_time_never_falls_with_the_size_at_any_rate(link: Link, sizes: list[float], rate: float | None) -> None:
     seconds = step_seconds(link, np.array(sorted(sizes)), rate)
     assert np.all(np.diff(seconds) >= -1e-12 * seconds[1:])
 
@@ -205,11 +201,7 @@ def test_small_collectives_are_launch_plus_steps(name: str) -> None:
 )
 def test_curves_meet_sizes_they_were_not_fitted_on(link: str, median: float, tail: float) -> None:
     with profile_path("links", link).with_name("heldout.csv").open(encoding="utf-8") as file:
-        rows = [
-            row
-            for row in csv.DictReader(line for line in file if not line.startswith("#"))
-            if row["link"] == link
-        ]
+        rows = [row for row in csv.DictReader(line for line in file if not line.startswith("#")) if row["link"] == link]
     curve = load_link(link)
     errors = []
     for row in rows:
@@ -255,9 +247,7 @@ def test_a_table_returns_its_rows_interpolates_and_extrapolates(tmp_path: Path) 
 
 
 def test_dips_are_pooled_and_repeats_averaged(tmp_path: Path) -> None:
-    table = written_table(
-        tmp_path, "all_gather,2,10,4\nall_gather,2,10,9\nall_gather,2,20,5\nall_gather,2,30,20\n"
-    )
+    table = written_table(tmp_path, "all_gather,2,10,4\nall_gather,2,10,9\nall_gather,2,20,5\nall_gather,2,30,20\n")
     pooled = (6.0 * 5.0) ** 0.5 * 1e-6
     assert table.seconds("all_gather", 2, 10.0) == pytest.approx(pooled)
     assert table.seconds("all_gather", 2, 20.0) == pytest.approx(pooled)

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from clustersim.estimate.estimate import estimate
+from clustersim.layout.choices import Choices
 from clustersim.layout.layout import describe
-from clustersim.layout.space import FAMILIES, Choices, layouts
+from clustersim.layout.space import FAMILIES, layouts
 from clustersim.program.lower import lower
 from clustersim.scenario import Question, question
 from clustersim.search.search import survey

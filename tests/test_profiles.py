@@ -50,9 +50,7 @@ def test_links(name: str) -> None:
     assert 1e-7 < message_seconds(link, 8.0) < 2e-4
 
 
-@pytest.mark.parametrize(
-    ("older", "newer"), [("nvlink2", "nvlink3"), ("nvlink3", "nvlink4"), ("nvlink4", "nvlink5")]
-)
+@pytest.mark.parametrize(("older", "newer"), [("nvlink2", "nvlink3"), ("nvlink3", "nvlink4"), ("nvlink4", "nvlink5")])
 def test_a_newer_nvlink_moves_a_large_message_faster(older: str, newer: str) -> None:
     assert message_seconds(load_link(newer), 1e9) < message_seconds(load_link(older), 1e9)
 

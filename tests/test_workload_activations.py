@@ -37,9 +37,7 @@ GIB = 2**30
     sequence_per_rank=st.integers(1, 512),
     batch=st.integers(1, 16),
 )
-def test_published_formulas(
-    tp: int, heads_per_rank: int, head_dim: int, sequence_per_rank: int, batch: int
-) -> None:
+def test_published_formulas(tp: int, heads_per_rank: int, head_dim: int, sequence_per_rank: int, batch: int) -> None:
     """Korthikanti et al. 2022, Table 2, as rationals."""
     a, s = heads_per_rank * tp, sequence_per_rank * tp
     h = a * head_dim
@@ -109,9 +107,7 @@ def test_dropout_masks_only_with_dropout() -> None:
     wet = preset("gpt3-1.3b")
     dry = dataclasses.replace(wet, dropout=False)
     scores, sbh = 16 * 2048 * 2048, 2048 * 2048
-    difference = [
-        activation_bytes_per_layer(model, 2048, 1, 1, False, "none", "unfused") for model in (wet, dry)
-    ]
+    difference = [activation_bytes_per_layer(model, 2048, 1, 1, False, "none", "unfused") for model in (wet, dry)]
     assert difference[0] - difference[1] == 3 * scores + 2 * sbh
 
 
@@ -119,8 +115,7 @@ def test_dropout_masks_only_with_dropout() -> None:
 def test_each_step_of_recomputation_keeps_less(name: str) -> None:
     model = preset(name)
     none, selective, full = (
-        activation_bytes_per_layer(model, 128, 2, 1, False, how, "unfused")
-        for how in ("none", "selective", "full")
+        activation_bytes_per_layer(model, 128, 2, 1, False, how, "unfused") for how in ("none", "selective", "full")
     )
     assert none > selective > full == boundary_bytes(model, 128, 2)
     assert working_set_bytes(model, 128, 2, 1, False, "full", "unfused") == none - full
@@ -174,9 +169,7 @@ def test_four_all_reduces_a_layer(tp: int, sequence: int, batch: int) -> None:
 def _sent(exchanges: list[Exchange], n: int) -> Fraction:
     """Bytes that one of n ranks sends in ring collectives."""
     passes = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
-    return sum(
-        (Fraction(passes[kind] * size * times * (n - 1), n) for kind, size, times in exchanges), Fraction(0)
-    )
+    return sum((Fraction(passes[kind] * size * times * (n - 1), n) for kind, size, times in exchanges), Fraction(0))
 
 
 def test_no_collectives_without_tensor_parallelism() -> None:

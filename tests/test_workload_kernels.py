@@ -175,9 +175,7 @@ def test_encoders_see_both_sides() -> None:
 
 
 def test_backward_gemms_transpose_the_forward_ones() -> None:
-    gemms = [
-        k for k, _ in backward(_gpt(1, 4, 16), 32, 2, 1, False, "flash", True, "bf16") if isinstance(k, Gemm)
-    ]
+    gemms = [k for k, _ in backward(_gpt(1, 4, 16), 32, 2, 1, False, "flash", True, "bf16") if isinstance(k, Gemm)]
     shapes = [(k.m, k.n, k.k) for k in gemms]
     t, h = 64, 64
     assert shapes == [

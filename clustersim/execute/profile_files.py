@@ -285,10 +285,15 @@ def _node(probe: Probe, device: Device, link: Link, name: str, root: Path, writt
 
 def _slowdown(probe: Probe) -> tuple[float, ...]:
     """How much slower than alone, with the threads of the kernel tables, each of 1, 2, ... ranks computes (a rank that
-    has more threads is faster); numbers of ranks that were not probed lie on the line between their neighbours."""
+    has more threads is faster); numbers of ranks that were not probed lie on the line between their neighbours.
+
+    More ranks never make a rank faster: where fewer took longer, something else disturbed them, and the time of the
+    more numerous ones bounds theirs.
+    """
+    known = sorted(s.ranks for s in probe.shared)
     times = {s.ranks: s.layer.seconds / probe.alone.layer.seconds for s in probe.shared}
-    known = sorted(times)
-    return tuple(float(np.interp(count, known, [times[r] for r in known])) for count in range(1, known[-1] + 1))
+    least = [min(times[other] for other in known if other >= ranks) for ranks in known]
+    return tuple(float(np.interp(count, known, least)) for count in range(1, known[-1] + 1))
 
 
 # ------------------------------------------------------------------------------------------------------ framework

@@ -35,9 +35,7 @@ _WORTH_A_PIECE = 0.1
 def step_seconds(link: Link, size_bytes: float, rate_bytes_per_s: float | None = None) -> float: ...
 @overload
 def step_seconds(link: Link, size_bytes: Floats, rate_bytes_per_s: float | None = None) -> Floats: ...
-def step_seconds(
-    link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None
-) -> float | Floats:
+def step_seconds(link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None) -> float | Floats:
     """Seconds of one message of `size_bytes` inside a running operation: alpha and bandwidth, no launch.
 
     `rate_bytes_per_s` replaces the datasheet rate (a what-if): the bandwidth term scales, alpha stays. Where
@@ -58,9 +56,7 @@ def step_seconds(
 def message_seconds(link: Link, size_bytes: float, rate_bytes_per_s: float | None = None) -> float: ...
 @overload
 def message_seconds(link: Link, size_bytes: Floats, rate_bytes_per_s: float | None = None) -> Floats: ...
-def message_seconds(
-    link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None
-) -> float | Floats:
+def message_seconds(link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None) -> float | Floats:
     """Seconds of one send from one sender to one receiver on an idle link: the launch, and `step_seconds`."""
     return link.launch_s + step_seconds(link, size_bytes, rate_bytes_per_s)
 
@@ -74,9 +70,7 @@ def alpha_s(link: Link) -> float:
 def effective_rate(link: Link, size_bytes: float, rate_bytes_per_s: float | None = None) -> float: ...
 @overload
 def effective_rate(link: Link, size_bytes: Floats, rate_bytes_per_s: float | None = None) -> Floats: ...
-def effective_rate(
-    link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None
-) -> float | Floats:
+def effective_rate(link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None) -> float | Floats:
     """Bytes a second of the bandwidth term alone (no launch, no alpha) for a message of `size_bytes`."""
     rate = link.rate_bytes_per_s if rate_bytes_per_s is None else rate_bytes_per_s
     starts, _, per_byte = _pieces(link, rate)
@@ -106,9 +100,7 @@ def fit_segments(
     """
     size, time = np.asarray(sizes_bytes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if size.shape != time.shape or size.ndim != 1 or np.unique(size).size < 2:
-        raise ProfileError(
-            "a curve needs a time per size, and two different sizes at least; measure more sizes"
-        )
+        raise ProfileError("a curve needs a time per size, and two different sizes at least; measure more sizes")
     usable = np.isfinite(size) & np.isfinite(time) & (size >= 0.0) & (time > 0.0)
     if not np.all(usable):
         raise ProfileError("a curve needs sizes of 0 bytes or more, and times above 0 s; drop the other rows")
@@ -190,9 +182,7 @@ def _partition(error: Floats, pieces: int) -> list[tuple[int, int]]:
     return groups[::-1]
 
 
-def _meeting(
-    left: tuple[int, int], right: tuple[int, int], alpha: Floats, slope: Floats, distinct: Floats
-) -> float:
+def _meeting(left: tuple[int, int], right: tuple[int, int], alpha: Floats, slope: Floats, distinct: Floats) -> float:
     """Where the right piece starts: where the lines cross, if between their points; else its first size."""
     scale = distinct[-1]
     before, first = distinct[left[1]], distinct[right[0]]
@@ -276,9 +266,7 @@ def collective_table(refs: Sequence[TableRef], folder: Path) -> CollectiveTable:
     return CollectiveTable(curves=curves)
 
 
-def _row(
-    kind: str, ranks: str, size: str, time: str, where: str
-) -> tuple[tuple[CollectiveKind, int], float, float]:
+def _row(kind: str, ranks: str, size: str, time: str, where: str) -> tuple[tuple[CollectiveKind, int], float, float]:
     for known in get_args(CollectiveKind):
         if kind == known:
             break
@@ -288,13 +276,9 @@ def _row(
     try:
         row = (known, int(ranks)), float(size), float(time) * 1e-6
     except ValueError:
-        raise ProfileError(
-            f"{where}: ranks, bytes, time_us = {ranks}, {size}, {time}: write numbers"
-        ) from None
+        raise ProfileError(f"{where}: ranks, bytes, time_us = {ranks}, {size}, {time}: write numbers") from None
     if row[0][1] < 2 or not (0.0 < row[1] < np.inf and 0.0 < row[2] < np.inf):
-        raise ProfileError(
-            f"{where}: ranks, bytes, time_us = {ranks}, {size}, {time}: needs 2 ranks, 1 byte, time > 0"
-        )
+        raise ProfileError(f"{where}: ranks, bytes, time_us = {ranks}, {size}, {time}: needs 2 ranks, 1 byte, time > 0")
     return row
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import Dtype
+from clustersim.layout.choices import Choices
 from clustersim.layout.layout import (
     Algorithm,
     AllReduce,
@@ -44,32 +45,6 @@ BUCKET_BYTES = 25.0 * 2**20
 PARTITION_BYTES = 4_096_000.0
 _MOST_VIRTUAL_STAGES = 8
 _LARGEST_MICRO_BATCH = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What the user fixed (None: the search decides), and what it may choose from."""
-
-    families: tuple[Family, ...]
-    least_servers: int
-    most_servers: int
-    dp: int | None = None
-    tp: int | None = None
-    pp: int | None = None
-    micro_batch: int | None = None
-    sequence_parallel: bool | None = None
-    schedule: Schedule | None = None
-    virtual_stages: int | None = None
-    boundaries: tuple[int, ...] | None = None
-    recompute: Recompute | None = None
-    order: RankOrder | None = None
-    algorithm: Algorithm | None = None
-    sharded_stage: int | None = None
-    servers: int | None = None
-    placement: str | None = None
-    optimizer_at: str | None = None
-    bucket_bytes: float | None = None
-    partition_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

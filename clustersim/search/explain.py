@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.estimate.estimate import Estimate, estimate
+from clustersim.layout.choices import Choices
 from clustersim.layout.layout import Family, ParameterServer, describe_scheme
-from clustersim.layout.space import FAMILIES, Choices, Space, layouts
+from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Against, Candidate, Lever
 from clustersim.program.lower import lower
 from clustersim.scenario import Question

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from clustersim import __version__
 from clustersim.errors import NoFeasibleLayout
 from clustersim.estimate.estimate import Estimate, estimate
 from clustersim.files import digest
+from clustersim.layout.choices import Choices
 from clustersim.layout.layout import Layout, family
 from clustersim.layout.memory import Footprint, footprint
-from clustersim.layout.space import FAMILIES, Choices, Space, layouts
+from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Candidate, Counts, Machines, Plan, Prediction, WhatIfResult
 from clustersim.program.lower import lower
 from clustersim.scenario import Question, with_settings
@@ -80,15 +81,8 @@ def choices_of(question: Question) -> Choices:
         families=families,
         least_servers=question.servers.least,
         most_servers=question.servers.most,
-        **{
-            name: getattr(fixed, name)
-            for name in (
-                "dp", "tp", "pp", "micro_batch", "sequence_parallel", "schedule", "virtual_stages", "boundaries",
-                "recompute", "order", "algorithm", "sharded_stage", "servers", "placement", "optimizer_at",
-                "bucket_bytes", "partition_bytes",
-            )
-        },
-    )  # fmt: skip
+        **{field.name: getattr(fixed, field.name) for field in fields(fixed)},
+    )
 
 
 def survey(question: Question) -> Survey:

@@ -146,9 +146,7 @@ def working_set_bytes(
     and the inputs that sequence parallelism gathers again are not in it.
     """
     whole = activation_bytes_per_layer(model, sequence, micro_batch, tp, sp, "none", attention, dtype_bytes)
-    return whole - activation_bytes_per_layer(
-        model, sequence, micro_batch, tp, sp, recompute, attention, dtype_bytes
-    )
+    return whole - activation_bytes_per_layer(model, sequence, micro_batch, tp, sp, recompute, attention, dtype_bytes)
 
 
 def embedding_activation_bytes(

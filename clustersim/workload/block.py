@@ -103,9 +103,7 @@ class Block:
 
     # ---------------------------------------------------------------------------------------- single kernels
 
-    def moved(
-        self, op: MemoryOp, read: int, written: int, mask: int = 0, writes_mask: bool = False
-    ) -> Kernels:
+    def moved(self, op: MemoryOp, read: int, written: int, mask: int = 0, writes_mask: bool = False) -> Kernels:
         """A Memory kernel of `read` and `written` elements, and a mask of `mask` bytes, read or written."""
         kernel = Memory(
             op=op,
@@ -303,11 +301,7 @@ class Block:
         return (
             # The gradient of the router's weights needs the experts' outputs.
             *self.moved("copy", self.local * h + chosen, chosen),
-            *(
-                kernel
-                for m, count in self.expert_tokens()
-                for kernel in self._mlp_backward(m, f, inner, count)
-            ),
+            *(kernel for m, count in self.expert_tokens() for kernel in self._mlp_backward(m, f, inner, count)),
             *self.moved("copy", chosen, self.local * h),
             (scores, 1),
             (Gemm(m=router[0], n=router[2], k=router[1], dtype=self.soft_dtype), 1),

@@ -81,9 +81,7 @@ def model_from_config(path: str | Path) -> Model:
     if (path / "config.json").is_file():
         path = path / "config.json"
     if path.is_file() and path.stat().st_size > _LARGEST_BYTES:
-        raise ScenarioError(
-            f"{path}: is larger than {_LARGEST_BYTES} bytes; name the config.json, not the weights"
-        )
+        raise ScenarioError(f"{path}: is larger than {_LARGEST_BYTES} bytes; name the config.json, not the weights")
     try:
         tree, _ = read_tree(path)
     except RecursionError:
@@ -118,9 +116,7 @@ def _build(config: _Config, name: str) -> Model:
         case "bloom":
             return _bloom(config, name)
         case None:
-            raise ScenarioError(
-                f"{config.path}: the key 'model_type' is missing; is this a Hugging Face config.json?"
-            )
+            raise ScenarioError(f"{config.path}: the key 'model_type' is missing; is this a Hugging Face config.json?")
         case other:
             raise ScenarioError(
                 f"{config.path}: model_type {_short(other)} is not supported; supported: bert, bloom, gpt2, "
@@ -131,9 +127,7 @@ def _build(config: _Config, name: str) -> Model:
 def _even(config: _Config, hidden: int, heads: int) -> int:
     """h / a, or the complaint."""
     if heads < 1 or hidden % heads:
-        raise ScenarioError(
-            f"{config.path}: hidden size {hidden} is no multiple of {heads} heads; add 'head_dim'"
-        )
+        raise ScenarioError(f"{config.path}: hidden size {hidden} is no multiple of {heads} heads; add 'head_dim'")
     return hidden // heads
 
 

@@ -65,9 +65,7 @@ def recomputed(
 
 
 @functools.lru_cache(maxsize=1024)
-def embedding_forward(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype
-) -> Kernels:
+def embedding_forward(model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype) -> Kernels:
     """Look-up and addition of the embeddings, their norm and their dropout, for one micro-batch."""
     ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
     full, local = ends.tokens * model.hidden, ends.local * model.hidden
@@ -159,9 +157,7 @@ def head_backward(
 class _Ends:
     """Tokens and types at the two ends of a model."""
 
-    def __init__(
-        self, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype
-    ) -> None:
+    def __init__(self, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype) -> None:
         self.model = model
         self.tokens = sequence * micro_batch
         assert not sp or self.tokens % tp == 0, (self.tokens, tp)
@@ -230,9 +226,7 @@ def optimizer_kernels(
 def accumulation_kernels(parameters: int, dtype: Dtype, gradient: Dtype) -> Kernels:
     """Adding one micro-batch's weight gradients, of type `dtype`, to a sum of type `gradient`."""
     kept, fresh = BYTES_OF[gradient], BYTES_OF["bf16" if dtype == "fp8" else dtype]
-    return (
-        (Memory(op="reduce", read_bytes=parameters * (kept + fresh), written_bytes=parameters * kept), 1),
-    )
+    return ((Memory(op="reduce", read_bytes=parameters * (kept + fresh), written_bytes=parameters * kept), 1),)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -75,10 +75,7 @@ def _head(name: str, *shape: int, tp: Split = "replicated", pieces: int = 1) -> 
 
 def _norm(model: Model, name: str, place: Place, width: int) -> list[Tensor]:
     parts = ["weight"] if model.norm == "rmsnorm" or not model.bias else ["weight", "bias"]
-    return [
-        Tensor(name=f"{name}.{part}", shape=(width,), place=place, kind="norm", tp="replicated")
-        for part in parts
-    ]
+    return [Tensor(name=f"{name}.{part}", shape=(width,), place=place, kind="norm", tp="replicated") for part in parts]
 
 
 def _embedding_tensors(model: Model) -> list[Tensor]:
@@ -103,9 +100,7 @@ def _attention_tensors(model: Model) -> list[Tensor]:
     if model.qk_norm:
         found += _norm(model, "attention.query_norm", "layer", d)
         found += _norm(model, "attention.key_norm", "layer", d)
-    found.append(
-        _layer("attention.output.weight", "attention", h, model.query_width, tp="row", pieces=model.heads)
-    )
+    found.append(_layer("attention.output.weight", "attention", h, model.query_width, tp="row", pieces=model.heads))
     if model.bias:
         found.append(_layer("attention.output.bias", "attention", h))
     return found

@@ -120,9 +120,7 @@ def preset(name: str) -> Model:
         return _BY_NAME[name]
     close = difflib.get_close_matches(name.lower(), PRESET_NAMES, n=3)
     mend = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(PRESET_NAMES)}"
-    raise ScenarioError(
-        f"{name!r} is not a known model; {mend} (or give a path to a config.json, or dimensions)"
-    )
+    raise ScenarioError(f"{name!r} is not a known model; {mend} (or give a path to a config.json, or dimensions)")
 
 
 def model_of(spec: str | Dimensions, *, sequence: int = 2048) -> Model:
@@ -148,9 +146,7 @@ def _from_dimensions(given: Dimensions, sequence: int) -> Model:
         if getattr(given, name) < 1:
             raise ScenarioError(f"model.{name} must be at least 1, not {getattr(given, name)}")
     if given.head_dim is None and given.hidden % given.heads:
-        raise ScenarioError(
-            f"model: hidden = {given.hidden} is no multiple of heads = {given.heads}; add head_dim"
-        )
+        raise ScenarioError(f"model: hidden = {given.hidden} is no multiple of heads = {given.heads}; add head_dim")
     learned = 0 if given.rotary else sequence
     try:
         return Model(
