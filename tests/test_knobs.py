@@ -174,7 +174,9 @@ def _yaml(tree: dict[str, Any]) -> str:
 def test_objective_moves_the_answer_where_server_hosts_cost() -> None:
     """With servers to pay for, the fastest is not the cheapest: the two objectives rank differently."""
     tree = _set(SCENARIO, "layout.sync", "parameter-server")
-    tree = _set(tree, "layout.placement", "mixed")
+    tree = _set(tree, "layout.placement", "dedicated")
+    price = {"hourly": "$99/h", "date": "2026-01", "source": "test"}
+    tree = _set(tree, "cluster.servers", {"cpu-server-200g": {"count": "1..2", "price": price}})
     orders = []
     for objective in ("step_time", "usd"):
         found = make_plan(question(_set(tree, "objective", objective), "knobs"), workers=1)
