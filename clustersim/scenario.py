@@ -48,7 +48,7 @@ class SearchSpec:
 
     __pydantic_config__: ClassVar[Any] = FILE
     sync: tuple[Family, ...] = ("allreduce", "sharded", "parameter-server")
-    simulate: int = 32
+    simulate: int = 12
 
     def __post_init__(self) -> None:
         if not self.sync:

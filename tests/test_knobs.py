@@ -40,7 +40,7 @@ SCENARIO_MOVES: list[tuple[str, Any]] = [
     ("cluster.fabric.oversubscription", 16), ("cluster.fabric.hop_latency", "1ms"),
     ("cluster.servers", {"cpu-server-200g": "0..1"}), ("cluster.faults", [{"rank": 3, "slowdown": 2.0}]),
     ("cluster.faults", [{"node": 0, "nic": 0, "speed": 0.1}]), ("search.sync", ["parameter-server"]),
-    ("search.simulate", 12), ("layout.dp", 4), ("layout.micro_batch", 4), ("layout.sequence_parallel", True),
+    ("search.simulate", 20), ("layout.dp", 4), ("layout.micro_batch", 4), ("layout.sequence_parallel", True),
     ("layout.schedule", "gpipe"), ("layout.boundaries", [0, 6]), ("layout.recompute", "full"),
     ("layout.order", "tp-pp-dp"), ("layout.sync", "parameter-server"), ("layout.algorithm", "tree"),
     ("layout.sharded_stage", 2), ("layout.servers", 1), ("layout.placement", "mixed"),

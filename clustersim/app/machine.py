@@ -117,12 +117,6 @@ def _profiled(tell: Callable[[str], None]) -> None:
 
 def demo_scenarios() -> list[tuple[str, dict[str, Any]]]:
     """Four ranks that allreduce, and two workers with two servers, as scenario files would say it."""
-    from clustersim.cluster.load import load_node
-
-    # The executor's workers push to servers one by one, never summed in their node first: one rank a node here, which
-    # shares this machine's cores all the same.
-    shared = load_node(LOCAL).host.rank_slowdown[1:2]
-    alone = {"count": 2, "devices": 1, "host": {"rank_slowdown": list(shared)}}
     return [
         (
             "allreduce, 4 ranks",
@@ -136,7 +130,7 @@ def demo_scenarios() -> list[tuple[str, dict[str, Any]]]:
             "parameter server, 2 workers + 2 servers",
             _scenario(
                 "parameter-server",
-                {"nodes": {LOCAL: alone}, "servers": {LOCAL: 2}},
+                {"nodes": {LOCAL: {"count": 1, "devices": 2}}, "servers": {LOCAL: 2}},
                 {"dp": 2, "sync": "parameter-server", "placement": "dedicated", "servers": 2},
             ),
         ),

@@ -13,14 +13,12 @@ from clustersim.layout.choices import Choices
 from clustersim.layout.layout import Family, ParameterServer, describe_scheme
 from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Against, Candidate, Lever
-from clustersim.program.lower import lower
 from clustersim.scenario import Question
-from clustersim.simulate.simulate import simulate
 from clustersim.units import human_bytes, human_seconds
 
 Ints = NDArray[np.int64]
 
-_RATE_FACTORS = tuple(2.0 ** (exponent / 2.0) for exponent in range(-8, 9))
+_RATE_FACTORS = tuple(2.0**exponent for exponent in range(-4, 5))
 # Rows of each family that a crossover is looked for among.
 _ROWS = 64
 
@@ -39,19 +37,19 @@ def with_nic_rate(cluster: Cluster, factor: float) -> Cluster:
     )
 
 
-def levers(question: Question, winner: Candidate) -> tuple[Lever, ...]:
-    """What 10 % more of a resource buys: the relative gain in step time, simulated, largest first."""
-    program = lower(question.workload, winner.layout, question.framework, question.cluster.devices_per_node)
-    before = winner.prediction.step_s
+def lever_questions(question: Question) -> dict[str, Question]:
+    """The question with 10 % more of one resource, by the resource's name."""
     faster = replace(question.framework, compute_scale=question.framework.compute_scale / 1.1)
-    trials = {
-        "NIC bandwidth": (with_nic_rate(question.cluster, 1.1), question.framework),
-        "device speed": (question.cluster, faster),
+    return {
+        "NIC bandwidth": replace(question, cluster=with_nic_rate(question.cluster, 1.1)),
+        "device speed": replace(question, framework=faster),
     }
-    gains = [
-        Lever(resource=name, gain=before / simulate(program, cluster, framework).step_s - 1.0)
-        for name, (cluster, framework) in trials.items()
-    ]
+
+
+def levers(winner: Candidate, faster: dict[str, Candidate]) -> tuple[Lever, ...]:
+    """What 10 % more of each resource buys: the relative gain in step time, simulated, largest first."""
+    before = winner.prediction.step_s
+    gains = [Lever(resource=name, gain=before / other.prediction.step_s - 1.0) for name, other in faster.items()]
     return tuple(sorted(gains, key=lambda lever: -lever.gain))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import multiprocessing
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,13 @@ from clustersim.errors import NoFeasibleLayout
 from clustersim.estimate.estimate import Estimate, estimate
 from clustersim.files import digest
 from clustersim.layout.choices import Choices
-from clustersim.layout.layout import Layout, family
+from clustersim.layout.layout import Layout, ParameterServer, family
 from clustersim.layout.memory import Footprint, footprint
 from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Candidate, Counts, Machines, Plan, Prediction, WhatIfResult
 from clustersim.program.lower import lower
 from clustersim.scenario import Question, with_settings
-from clustersim.search.explain import against, levers
+from clustersim.search.explain import against, lever_questions, levers
 from clustersim.search.predict import predict, rates, servers_used
 from clustersim.simulate.simulate import critical_resource, simulate
 from clustersim.units import human_bytes, human_seconds
@@ -40,8 +41,8 @@ Progress = Callable[[str], None]
 # A100 runs, priced by measured kernel tables and by the roofline alone (docs/accuracy.md).
 MEASURED_SPREAD = 0.35
 DATASHEET_SPREAD = 0.38
-# A what-if needs the new winner, not a ranking: this many layouts are simulated for each.
-_WHAT_IF_SIMULATIONS = 2
+# A what-if needs the new winner, not a ranking: this many layouts are simulated for each, and today's winner.
+_WHAT_IF_SIMULATIONS = 1
 # Families are compared by simulation: the best by estimate need not be the best.
 _OF_EVERY_FAMILY = 3
 
@@ -206,22 +207,32 @@ def _simulate_shared(task: tuple[int, int]) -> Candidate:
     return _simulate_row(_shared[task[0]], task[1])
 
 
-def _simulated(found: list[tuple[Survey, int]], workers: int, progress: Progress) -> Iterator[Candidate]:
+def _simulated(found: list[tuple[Survey, int]], workers: int, progress: Progress) -> list[Candidate]:
     """Candidates of (survey, row) tasks, in order; over forked processes where that is safe."""
     for survey_, _ in found:
         _shared[id(survey_)] = survey_
     tasks = [(id(survey_), row) for survey_, row in found]
     try:
         alone = "torch" in sys.modules or threading.active_count() > 1 or not hasattr(os, "fork")
-        if workers <= 1 or len(tasks) < 4 or alone:
-            yield from _counted(map(_simulate_shared, tasks), len(tasks), progress)
-        else:
-            context = multiprocessing.get_context("fork")
-            # Simulations allocate much and drop it all at once: the cycle collector would only scan it in vain.
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
-                yield from _counted(pool.map(_simulate_shared, tasks), len(tasks), progress)
+        if workers <= 1 or len(tasks) < 2 or alone:
+            return list(_counted(map(_simulate_shared, tasks), len(tasks), progress))
+        # The longest first, so that no process is left alone with one at the end.
+        order = sorted(range(len(tasks)), key=lambda index: (-_work_of(*found[index]), index))
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
+            longest_first = pool.map(_simulate_shared, [tasks[index] for index in order])
+            done = dict(zip(order, _counted(longest_first, len(tasks), progress), strict=True))
+        return [done[index] for index in range(len(tasks))]
     finally:
         _shared.clear()
+
+
+def _work_of(survey_: Survey, row: int) -> float:
+    """How long a simulation will take, in no unit: its ops, more of them where faults split classes."""
+    divisions, at = survey_.space.divisions, int(survey_.space.division[row])
+    ops = float(divisions.micro_batches[at] * divisions.virtual_stages[at] * divisions.pp[at])
+    served = isinstance(survey_.space.schemes[int(survey_.space.scheme[row])], ParameterServer)
+    return ops * (2.0 if served else 1.0) * (8.0 if survey_.question.cluster.faults else 1.0)
 
 
 def _counted(candidates: Iterable[Candidate], total: int, progress: Progress) -> Iterator[Candidate]:
@@ -241,6 +252,19 @@ def objective_of(question: Question, prediction: Prediction) -> float:
     return prediction.step_s
 
 
+@contextlib.contextmanager
+def _no_cycle_collection() -> Iterator[None]:
+    """Surveys and simulations allocate much and drop it all at once: the cycle collector would only scan it in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_no_cycle_collection()
 def make_plan(question: Question, *, progress: Progress = lambda _: None, workers: int | None = None) -> Plan:
     """Plan a question: survey all layouts, simulate the best, rank them, explain the winner, answer the what-ifs.
 
@@ -254,18 +278,22 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
     variants = [
         (entry, _survey_or_none(with_settings(question.scenario, entry))) for entry in question.scenario.what_if
     ]
-    done = list(_simulated([(found, row) for row in rows], workers or _cpus(), progress))
+    done = _simulated([(found, row) for row in rows], workers or _cpus(), progress)
     ranking = sorted(done, key=lambda candidate: objective_of(question, candidate.prediction))
     winner = ranking[0]
     tried = [_what_if_rows(other, winner) if other is not None else [] for _, other in variants]
     tasks = [
         (other, row) for (_, other), theirs in zip(variants, tried, strict=True) for row in theirs if other is not None
     ]
-    changed = _simulated(tasks, workers or _cpus(), progress)
+    trials = lever_questions(question)
+    best_row = rows[done.index(winner)]
+    tasks += [(replace(found, question=trial), best_row) for trial in trials.values()]
+    changed = iter(_simulated(tasks, workers or _cpus(), progress))
     results = [
         _what_if(entry.name, entry.set, other, list(itertools.islice(changed, len(theirs))), winner)
         for (entry, other), theirs in zip(variants, tried, strict=True)
     ]
+    faster = dict(zip(trials, changed, strict=True))
     progress("explaining")
     best = tuple(
         next(candidate for candidate in ranking if candidate.family == name)
@@ -286,7 +314,7 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
         best_of_family=best,
         pareto=_pareto(ranking),
         against=against(question, found.space, found.feasible, found.estimate, winner, best),
-        levers=levers(question, winner),
+        levers=levers(winner, faster),
         counts=Counts(
             legal=len(found.space),
             feasible=len(found.feasible),
