@@ -27,6 +27,7 @@ from typing import Any
 from clustersim import files
 from clustersim.calibrate import calibrate
 from clustersim.compare import Run, compare, quantile
+from clustersim.execute.disturbance import QUIET, Others
 from clustersim.execute.execute import run_task
 from clustersim.execute.launch import Launcher, cores
 from clustersim.execute.probe import Probe, probe
@@ -62,8 +63,6 @@ WARMUP_STEPS = 2
 MEASURED_STEPS = 8
 MOST_RANKS = 4
 GOAL = 0.15
-# The share of all CPU time that others may take while something is measured.
-QUIET = 0.08
 
 
 def say(text: str) -> None:
@@ -153,35 +152,6 @@ class Measured:
     def step_s(self) -> float:
         """The median over the runs."""
         return statistics.median(self.medians)
-
-
-class Others:
-    """How much of this host's CPU time went to other processes since this was made."""
-
-    def __init__(self) -> None:
-        self._ticks = os.sysconf("SC_CLK_TCK")
-        self._own = self._own_ticks()
-        self._busy = self._busy_ticks()
-        self._begin = time.monotonic()
-
-    def share(self) -> float:
-        """Of all cores' time."""
-        taken = (self._busy_ticks() - self._busy) - (self._own_ticks() - self._own)
-        return max(0.0, taken / self._ticks / (time.monotonic() - self._begin) / (os.cpu_count() or 1))
-
-    def _busy_ticks(self) -> int:
-        first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
-        user, nice, system, _, _, interrupt, soft, steal = map(int, first[1:9])
-        return user + nice + system + interrupt + soft + steal
-
-    def _own_ticks(self) -> int:
-        """Of this process and its children, with theirs that have ended."""
-        total = 0
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-        for process in ("self", *children):
-            text = Path(f"/proc/{process}/stat").read_text(encoding="ascii")
-            total += sum(map(int, text.rpartition(")")[2].split()[11:15]))
-        return total
 
 
 def wait_until_quiet(limit_s: float) -> None:

@@ -14,6 +14,7 @@ from clustersim.errors import ClustersimError, UsageError
 
 if TYPE_CHECKING:
     from clustersim.compare import Comparison
+    from clustersim.execute.disturbance import Others
     from clustersim.execute.launch import Launcher
 
 # What scenarios call the profile of this machine, unless it is given another name.
@@ -41,18 +42,34 @@ def profile_command(
     """Measure this machine (kernels, memory, messages, shared cores), so that plans can be made for it. Needs torch."""
     from clustersim import files
     from clustersim.app.probe_screen import probe_screen
+    from clustersim.execute.disturbance import Others
     from clustersim.execute.probe import probe
     from clustersim.execute.profile_files import write_profiles
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--name {name}: write letters, digits, dots, dashes and underscores")
-    found = probe(quick, _rank_counts(ranks), screen.progress())
+    tell = screen.progress()
+    others = Others()
+    found = probe(quick, _rank_counts(ranks), tell)
+    _warn_of(others, tell)
     written = write_profiles(found, name, out)
     if as_json:
         screen.show_json(files.plain(found))
         return
     screen.show(probe_screen(found, written))
     screen.show(f"\nNext: clustersim init, or nodes: {{{written.node}: 1}} and framework: {written.framework}")
+
+
+def _warn_of(others: Others, tell: Callable[[str], None]) -> None:
+    """Say so when other programs took part of the machine that was being measured."""
+    from clustersim.execute.disturbance import QUIET
+
+    share = others.share()
+    if share > QUIET:
+        tell(
+            f"warning: other programs took {share:.0%} of the CPU while this machine was profiled: predictions will be "
+            "off; run `clustersim profile` again when it is quiet"
+        )
 
 
 def _rank_counts(most: int | None = None) -> list[int]:
@@ -92,6 +109,7 @@ def demo_command(
 def _profiled(tell: Callable[[str], None]) -> None:
     """Make sure that this machine has a profile; one that is there is used as long as it is of this machine."""
     from clustersim import files
+    from clustersim.execute.disturbance import Others
     from clustersim.execute.launch import cores
     from clustersim.execute.probe import host_memory_bytes, probe
     from clustersim.execute.profile_files import write_profiles
@@ -112,7 +130,10 @@ def _profiled(tell: Callable[[str], None]) -> None:
             tell(f"profile {LOCAL!r} of {node.provenance.date} is used; `clustersim profile` measures anew")
             return
     tell("profiling this machine: half a minute")
-    write_profiles(probe(True, _rank_counts(), tell), LOCAL)
+    others = Others()
+    found = probe(True, _rank_counts(), tell)
+    _warn_of(others, tell)
+    write_profiles(found, LOCAL)
 
 
 def demo_scenarios() -> list[tuple[str, dict[str, Any]]]:
