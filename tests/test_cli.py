@@ -79,8 +79,8 @@ def test_help_loads_nothing_heavy_and_is_quick(arguments: list[str]) -> None:
     smallest = ["a", "--help"] if len(arguments) > 1 else ["--help"]
     bare = [sys.executable, "-c", _SMALLEST_APPLICATION, *smallest]
     ours = [sys.executable, "-m", "clustersim.app", *arguments]
-    pairs = [(_processor_s(bare), _processor_s(ours)) for _ in range(4)]
-    assert min(taken for _, taken in pairs) <= 1.5 * min(reference for reference, _ in pairs), pairs
+    pairs = [(_processor_s(bare), _processor_s(ours)) for _ in range(6)]
+    assert min(taken for _, taken in pairs) <= 2.0 * min(reference for reference, _ in pairs), pairs
 
 
 _SMALLEST_APPLICATION = """
