@@ -19,22 +19,35 @@ ServerPlacement = Literal["dedicated", "colocated", "mixed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """Degrees of parallelism; dp * tp * pp worker ranks. Dedicated servers are processes besides."""
+    """Degrees of parallelism; dp * cp * tp * pp worker ranks. Dedicated servers are processes besides.
+
+    `cp` ranks share every sequence (context parallelism); each has all weights of its stage, so that gradients are
+    summed over dp * cp `replicas`. `ep` ranks of those share the experts; ep divides dp * cp and multiplies nothing.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     dp: int
     tp: int
     pp: int
+    cp: int = 1
+    ep: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("dp", "tp", "pp"):
+        for name in ("dp", "tp", "pp", "cp", "ep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.replicas % self.ep != 0:
+            raise ValueError(f"ep = {self.ep} must divide dp * cp = {self.replicas}")
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights (the same dense ones, where ep > 1): dp * cp."""
+        return self.dp * self.cp
 
     @property
     def workers(self) -> int:
-        """Worker ranks: dp * tp * pp."""
-        return self.dp * self.tp * self.pp
+        """Worker ranks: dp * cp * tp * pp."""
+        return self.replicas * self.tp * self.pp
 
 
 def node_peers(mesh: Mesh, order: RankOrder, devices_per_node: int) -> int:
@@ -46,7 +59,7 @@ def node_peers(mesh: Mesh, order: RankOrder, devices_per_node: int) -> int:
     inner = mesh.tp if order == "tp-dp-pp" else mesh.tp * mesh.pp
     if devices_per_node % inner != 0:
         return 1
-    return math.gcd(mesh.dp, devices_per_node // inner)
+    return math.gcd(mesh.replicas, devices_per_node // inner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,19 +218,19 @@ class Layout:
         ends = (*self.pipeline.boundaries[1:], layers)
         return range(self.pipeline.boundaries[chunk], ends[chunk])
 
-    def rank(self, stage: int, dp: int, tp: int) -> int:
-        """The worker rank at these mesh coordinates."""
+    def rank(self, stage: int, replica: int, tp: int) -> int:
+        """The worker rank at these mesh coordinates; replica = d * cp + c."""
         mesh = self.mesh
         if self.order == "tp-dp-pp":
-            return tp + mesh.tp * (dp + mesh.dp * stage)
-        return tp + mesh.tp * (stage + mesh.pp * dp)
+            return tp + mesh.tp * (replica + mesh.replicas * stage)
+        return tp + mesh.tp * (stage + mesh.pp * replica)
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
-        """(stage, dp, tp) of a worker rank."""
+        """(stage, replica, tp) of a worker rank."""
         mesh = self.mesh
         tp, rest = rank % mesh.tp, rank // mesh.tp
         if self.order == "tp-dp-pp":
-            return rest // mesh.dp, rest % mesh.dp, tp
+            return rest // mesh.replicas, rest % mesh.replicas, tp
         return rest % mesh.pp, rest // mesh.pp, tp
 
 
@@ -243,7 +256,9 @@ def even_boundaries(layers: int, chunks: int) -> tuple[int, ...]:
 def describe(layout: Layout) -> str:
     """A layout in one short line, as the tables show it."""
     mesh, pipeline = layout.mesh, layout.pipeline
-    parts = [f"dp{mesh.dp} tp{mesh.tp} pp{mesh.pp}", f"mb{layout.micro_batch}"]
+    degrees = f"dp{mesh.dp} tp{mesh.tp} pp{mesh.pp}"
+    degrees += "".join(f" {name}{size}" for name, size in (("cp", mesh.cp), ("ep", mesh.ep)) if size > 1)
+    parts = [degrees, f"mb{layout.micro_batch}"]
     if pipeline.virtual_stages > 1:
         parts.append(f"v{pipeline.virtual_stages}")
     if layout.sequence_parallel:

@@ -325,7 +325,7 @@ class _Lowering:
         part = f"B{bucket.index}"
         match scheme:
             case AllReduce():
-                if self.layout.mesh.dp == 1:
+                if self.layout.mesh.replicas == 1:
                     return list(after[:1])
                 op = OpId(0, -1, bucket.stage, "synchronise", part, "all-reduce")
                 return [self._collective(stage, op, "all_reduce", bucket, element_bytes, after)]
@@ -416,7 +416,7 @@ class _Lowering:
         updated: tuple[Ref, ...] = tuple(synced)
         at_server = isinstance(scheme, ParameterServer) and scheme.optimizer_at == "server"
         if not at_server:
-            shard = -(-elements // layout.mesh.dp) if isinstance(scheme, Sharded) else elements
+            shard = -(-elements // layout.mesh.replicas) if isinstance(scheme, Sharded) else elements
             kernels = optimizer_kernels(shard, layout.precision.compute, self.workload.training.optimizer)
             work = Work(kernels=kernels, inner=(), forward_layers=0, backward_layers=0)
             op = OpId(0, -1, chunk, "update", "all", "compute")
@@ -454,7 +454,7 @@ class _Lowering:
             Update(
                 id=OpId(0, -1, -1, "update", f"B{bucket.index}", "update"),
                 after=tuple(self.pushes[bucket.index]),
-                pushes=layout.mesh.dp // peers,
+                pushes=layout.mesh.replicas // peers,
                 bytes=bucket.elements * element_bytes * layout.mesh.tp,
                 state_bytes=bucket.elements * layout.mesh.tp * state,
                 partitions=self._partitions(bucket.elements * element_bytes // peers),

@@ -14,7 +14,9 @@ from clustersim.timeline import OpId
 # "host" a server's reduction and optimizer.
 Stream = Literal["compute", "collective", "gather", "next", "previous", "push", "pull", "host"]
 CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
-Group = Literal["tp", "dp", "node-dp", "embedding"]
+# "dp" are all replicas of a stage's weights (dp * cp of them); "cp" those that share a sequence, "ep" those that share
+# a set of experts, "expert-dp" those that hold the same experts.
+Group = Literal["tp", "dp", "node-dp", "cp", "ep", "expert-dp", "embedding"]
 
 # (position, index of the op in it)
 Ref = tuple[int, int]
@@ -22,9 +24,10 @@ Ref = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
-    """A collective inside a compute op, on its critical path: `count` times over `bytes` of the group `tp`."""
+    """A collective inside a compute op, on its critical path: `count` times over `bytes` of a group."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    group: Literal["tp", "cp", "ep"] = "tp"
     kind: CollectiveKind
     bytes: int
     count: int

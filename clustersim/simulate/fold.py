@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ Hashes = NDArray[np.uint64]
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Folding:
     """`class_of[rank]` for every worker rank; `members[c]` are the ranks of class c, `stage[c]` its pipeline stage,
-    `slowdown[c]` the factor by which faults slow its compute. `grid[stage, dp, tp]` is the rank at these places."""
+    `slowdown[c]` the factor by which faults slow its compute. `grid[stage, replica, tp]` is the rank at these places."""
 
     class_of: Ints
     members: tuple[Ints, ...]
@@ -41,11 +42,21 @@ class Folding:
 
 
 def rank_grid(mesh: Mesh, order: RankOrder) -> Ints:
-    """Ranks by (stage, dp, tp)."""
+    """Ranks by (stage, replica, tp); replica = d * cp + c."""
     ranks = np.arange(mesh.workers)
     if order == "tp-dp-pp":
-        return ranks.reshape(mesh.pp, mesh.dp, mesh.tp)
-    return ranks.reshape(mesh.dp, mesh.pp, mesh.tp).transpose(1, 0, 2)
+        return ranks.reshape(mesh.pp, mesh.replicas, mesh.tp)
+    return ranks.reshape(mesh.replicas, mesh.pp, mesh.tp).transpose(1, 0, 2)
+
+
+def replica_groups(mesh: Mesh, kind: Literal["cp", "ep", "expert-dp"]) -> Ints:
+    """The replicas that form each group, one group a row: the cp ranks of a sequence, the ep ranks that share a set of
+    experts, or the ranks that hold the same experts."""
+    replicas = np.arange(mesh.replicas)
+    if kind == "cp":
+        return replicas.reshape(mesh.dp, mesh.cp)
+    sharing = replicas.reshape(-1, mesh.ep)
+    return sharing if kind == "ep" else sharing.T
 
 
 def fold(
@@ -156,9 +167,9 @@ def _refined(
     dp_group = np.empty(mesh.workers, np.int64)
     column = np.empty(mesh.workers, np.int64)
     for s in range(mesh.pp):
-        tp_group[grid[s]] = s * mesh.dp + np.arange(mesh.dp)[:, None]
+        tp_group[grid[s]] = s * mesh.replicas + np.arange(mesh.replicas)[:, None]
         dp_group[grid[s]] = s * mesh.tp + np.arange(mesh.tp)[None, :]
-        column[grid[s]] = np.arange(mesh.dp * mesh.tp).reshape(mesh.dp, mesh.tp)
+        column[grid[s]] = np.arange(mesh.replicas * mesh.tp).reshape(mesh.replicas, mesh.tp)
     leaf = _leaf(wiring, ranks)
     colour = _mix(stage, kinds, slowdown.view(np.uint64), rate, apart)
     # Whether the next stage is in the node, below the same leaf, or beyond the spine decides a send's route.
@@ -170,15 +181,20 @@ def _refined(
             nodes, wiring.port_of(ranks)
         )
         colour = _mix(colour, near, same_leaf if wiring.has_leaves else near)
-    relations = [tp_group, dp_group, column, ports, nodes, leaf]
+    relations = [column, ports, nodes, leaf]
     if beside:
         # Traffic with a server beside a worker uses the same port index at both ends.
         relations.append(wiring.port_of(ranks))
     # How many peers of each group stand in one's own node decides the shape of its collectives, and who they are.
-    for group in (tp_group, dp_group):
+    shared = [tp_group, dp_group]
+    if mesh.cp > 1:
+        shared.append(_grouped(mesh, grid, replica_groups(mesh, "cp")))
+    if mesh.ep > 1:
+        shared += [_grouped(mesh, grid, replica_groups(mesh, kind)) for kind in ("ep", "expert-dp")]
+    for group in shared:
         _, inverse, count = np.unique(group * wiring.nodes + nodes, return_inverse=True, return_counts=True)
         colour = _mix(colour, count[inverse])
-        relations.append(inverse)
+        relations += [inverse, group]
     known = 0
     while True:
         found = len(np.unique(colour))
@@ -186,6 +202,16 @@ def _refined(
             return colour
         known = found
         colour = _mix(colour, *(_multiset(colour, relation) for relation in relations))
+
+
+def _grouped(mesh: Mesh, grid: Ints, groups: Ints) -> Ints:
+    """The number of each rank's group, of groups of replicas within one stage and tensor-parallel lane."""
+    group_of = np.empty(mesh.replicas, np.int64)
+    group_of[groups] = np.arange(len(groups))[:, None]
+    lanes = np.arange(mesh.pp)[:, None, None] * mesh.tp + np.arange(mesh.tp)[None, None, :]
+    found = np.empty(mesh.workers, np.int64)
+    found[grid] = lanes * len(groups) + group_of[None, :, None]
+    return found
 
 
 def _multiset(colour: Hashes, group: Ints) -> Hashes:

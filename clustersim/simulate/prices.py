@@ -22,7 +22,7 @@ from clustersim.program.program import (
 )
 from clustersim.simulate.collectives import Phase, latency_s, phases, wire_efficiency
 from clustersim.simulate.flows import Flows, Patterns
-from clustersim.simulate.fold import Folding, fold, rank_grid
+from clustersim.simulate.fold import Folding, fold, rank_grid, replica_groups
 
 Ints = NDArray[np.int64]
 
@@ -86,6 +86,14 @@ class Prices:
         if kind == "embedding":
             keys = np.unique(dp * grid.shape[2] + tp)
             return grid[[0, -1]][:, keys // grid.shape[2], keys % grid.shape[2]].T
+        if kind in ("cp", "ep", "expert-dp"):
+            groups = replica_groups(self.program.mesh, kind)
+            group_of = np.empty(self.program.mesh.replicas, np.int64)
+            group_of[groups] = np.arange(len(groups))[:, None]
+            lanes = np.unique((stage * grid.shape[2] + tp) * len(groups) + group_of[dp])
+            place, which = np.divmod(lanes, len(groups))
+            found: Ints = grid[(place // grid.shape[2])[:, None], groups[which], (place % grid.shape[2])[:, None]]
+            return found
         keys = np.unique(stage * grid.shape[2] + tp)
         whole = grid[keys // grid.shape[2], :, keys % grid.shape[2]]
         if kind == "dp":
@@ -97,7 +105,7 @@ class Prices:
         mesh = self.program.mesh
         tp, rest = ranks % mesh.tp, ranks // mesh.tp
         if self.program.order == "tp-dp-pp":
-            return rest // mesh.dp, rest % mesh.dp, tp
+            return rest // mesh.replicas, rest % mesh.replicas, tp
         return rest % mesh.pp, rest // mesh.pp, tp
 
     # ------------------------------------------------------------------------------------------------ compute
@@ -118,7 +126,7 @@ class Prices:
         found = self._inner.get((index, of))
         if found is None:
             inner = self.program.works[index].inner
-            found = sum(item.count * self.collective_s("tp", of, item.kind, "ring", item.bytes) for item in inner)
+            found = sum(item.count * self.collective_s(item.group, of, item.kind, "ring", item.bytes) for item in inner)
             self._inner[index, of] = found
         return found
 
