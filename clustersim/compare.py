@@ -16,7 +16,7 @@ PLAIN: dict[str, Any] = {"extra": "forbid"}
 
 # Ops that no rank can finish before the last one has joined in.
 _TOGETHER: tuple[OpKind, ...] = ("all-reduce", "reduce-scatter", "all-gather")
-_PHASES: tuple[Phase, ...] = ("forward", "backward", "synchronise", "update")
+_PHASES: tuple[Phase, ...] = ("forward", "backward", "weight-gradient", "synchronise", "update")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

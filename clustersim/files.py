@@ -144,7 +144,8 @@ def _plain(
         result: dict[str, Any] = {}
         for key, value in node.items():
             inner = (*path, str(key))
-            if where is not None:
+            # A key that a merge (<<) brought has no place here.
+            if where is not None and key in (where.data or ()):
                 line, column = where.key(key)
                 places[key_of(inner)] = places[inner] = (line + 1, column + 1)
                 if value is not None and not isinstance(value, (Mapping, list)):
@@ -287,7 +288,7 @@ def user_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "clustersim"
 
 
-def _shipped(folder: str) -> Path:
+def shipped_folder(folder: str) -> Path:
     """The folder as the wheel carries it, or as the checkout has it."""
     package = Path(__file__).resolve().parent
     wheel = package / "builtin" / folder
@@ -296,11 +297,11 @@ def _shipped(folder: str) -> Path:
 
 def profile_folders() -> tuple[Path, ...]:
     """Where profiles are looked for, nearest first."""
-    return (Path("hwprofiles"), user_folder() / "hwprofiles", _shipped("hwprofiles"))
+    return (Path("hwprofiles"), user_folder() / "hwprofiles", shipped_folder("hwprofiles"))
 
 
 def profile_path(kind: str, name: str) -> Path:
-    """The file of profile `name` of `kind` (devices, links, nodes, fabrics, frameworks, calibrations)."""
+    """The file of profile `name` of `kind` (devices, links, nodes, fabrics, frameworks, tuners, calibrations)."""
     single = kind.rstrip("s")
     for root in profile_folders():
         for candidate in (root / kind / name / f"{single}.yaml", root / kind / f"{name}.yaml"):
@@ -327,7 +328,7 @@ def scenario_path(name: str) -> Path:
     given = Path(name)
     if given.suffix in (".yaml", ".yml", ".json") or given.exists():
         return given
-    shipped = _shipped("scenarios") / f"{name}.yaml"
+    shipped = shipped_folder("scenarios") / f"{name}.yaml"
     if shipped.is_file():
         return shipped
     known = sorted(scenario_names())
@@ -337,4 +338,4 @@ def scenario_path(name: str) -> Path:
 
 def scenario_names() -> Iterator[str]:
     """The scenarios that ship with clustersim."""
-    return (path.stem for path in _shipped("scenarios").glob("*.yaml"))
+    return (path.stem for path in shipped_folder("scenarios").glob("*.yaml"))

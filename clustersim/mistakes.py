@@ -169,6 +169,12 @@ def _message(detail: ErrorDetails, same: Sequence[ErrorDetails]) -> str:
             return f"{_short(given)} is not accepted; write {expected[0]}"
         close = near(str(given), [word.strip("'") for word in expected])
         return f"{_short(given)} is not one of {', '.join(expected)}{close}"
+    if kind == "union_tag_invalid":
+        tags = str(context["expected_tags"])
+        close = near(str(context["tag"]), [word.strip("'") for word in tags.split(", ")])
+        return f"{str(context['discriminator']).strip(chr(39))} {context['tag']!r} is not one of {tags}{close}"
+    if kind == "union_tag_not_found":
+        return f"{str(context['discriminator']).strip(chr(39))} is required and missing in {_short(given)}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
         return f"{_short(given)} is not a whole number; write e.g. 8"
     if kind in ("float_parsing", "float_type"):

@@ -16,7 +16,8 @@ PLAIN: dict[str, Any] = {"extra": "forbid"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What one step of a layout takes and costs. `low_s` and `high_s` bound the step time (90 %); `memory_bytes` is the
-    fullest worker's, `server_memory_bytes` the fullest server's (0 without servers). `mfu` counts model FLOPs only."""
+    fullest worker's, `server_memory_bytes` the fullest server's (0 without servers). `mfu` counts model FLOPs only.
+    `input_stall_s`: seconds in which a step waits for its batch and for nothing else."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     source: Literal["estimated", "simulated"]
@@ -34,6 +35,7 @@ class Prediction:
     usd_per_billion_tokens: float | None
     energy_j: float
     coverage: float
+    input_stall_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from clustersim import files
+from clustersim.cluster.background import Background
+from clustersim.cluster.capacity import background_share
 from clustersim.cluster.cluster import Cluster, Fault, Machine, SlowNic, SlowRank
 from clustersim.cluster.fabric import Fabric
+from clustersim.cluster.graph import leaves
 from clustersim.cluster.load import load_fabric, load_node, node_collectives
 from clustersim.cluster.node import Node
+from clustersim.cluster.noise import Noise
+from clustersim.cluster.reliability import Reliability, load_failures
 from clustersim.errors import ClustersimError, ScenarioError
 from clustersim.hardware.calibration import find_calibration
 from clustersim.hardware.cost import load_device
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.load import load_framework, load_link
-from clustersim.layout.choices import LayoutSpec
+from clustersim.layout.choices import LayoutSpec, contradiction
 from clustersim.layout.layout import Family
 from clustersim.units import FILE, Fraction, Seconds
+from clustersim.workload.data import Data
 from clustersim.workload.model import Dimensions
 from clustersim.workload.presets import model_of
 from clustersim.workload.training import Training, Workload
@@ -33,13 +39,16 @@ NodeSpec = int | str | dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
-    """The `cluster:` block: node profiles by name with their counts, the fabric, server hosts, faults."""
+    """The `cluster:` block: node profiles by name with their counts, the fabric, hosts for servers and data, faults."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     nodes: dict[str, NodeSpec]
     fabric: str | Fabric = "one-switch"
     servers: dict[str, NodeSpec] = field(default_factory=dict)
+    storage: dict[str, NodeSpec] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    background: tuple[Background, ...] = ()
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +97,14 @@ class Scenario:
     name: str
     model: str | Dimensions
     training: Training
+    data: Data | None = None
     framework: str = "clustersim"
     cluster: ClusterSpec
     search: SearchSpec = field(default_factory=SearchSpec)
     layout: LayoutSpec = field(default_factory=LayoutSpec)
     objective: Literal["step_time", "usd"] = "step_time"
     constraints: Constraints = field(default_factory=Constraints)
+    reliability: Reliability | None = None
     what_if: tuple[WhatIf, ...] = ()
 
 
@@ -178,7 +189,40 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
     if isinstance(fabric, str):
         named = fabric
         fabric = looked_up(("cluster", "fabric"), lambda: load_fabric(named))
-    cluster = Cluster(workers=tuple(workers), servers=tuple(servers), fabric=fabric, faults=spec.faults)
+    storage = []
+    for kind in spec.storage:
+        path = ("cluster", "storage", kind)
+        here = block("storage", kind)
+        machine, low, high = looked_up(path, lambda k=kind, b=here: _machine(k, spec.storage[k], digests, b))  # type: ignore[misc]
+        if low != high or high < 1:
+            raise wrong(path, "is not one count of at least 1; a range of storage hosts is not searched")
+        if machine.node.storage is None:
+            raise wrong(path, f"{kind} serves no data; use a profile with storage:, e.g. storage-nvme")
+        storage.append(machine)
+    if len(spec.storage) > 1:
+        raise wrong(("cluster", "storage"), "names several kinds of storage hosts; write one")
+    if storage and scenario.data is None:
+        raise wrong(("cluster", "storage"), "nothing reads from it; say what a sample holds, e.g. data: {sample: 8KiB}")
+    if storage and workers[0].nic.kind == "loopback":
+        raise wrong(("cluster", "storage"), "workers that share one host reach no storage host; give the node storage:")
+    if scenario.data is not None and not storage:
+        for machine in workers:
+            if machine.node.storage is None:
+                raise wrong(
+                    ("data",),
+                    f"nothing serves it: write cluster.storage, e.g. {{storage-nvme: 1}}, or give {machine.node.name} "
+                    "storage of its own, e.g. {tier: nvme, read_rate: 25GB/s, read_latency: 100us}",
+                )
+    cluster = Cluster(
+        workers=tuple(workers),
+        servers=tuple(servers),
+        fabric=fabric,
+        faults=spec.faults,
+        storage=tuple(storage),
+        noise=spec.noise,
+        background=spec.background,
+    )
+    _check_background(cluster, wrong)
     for index, fault in enumerate(spec.faults):
         where = ("cluster", "faults", index)
         if isinstance(fault, SlowRank) and not 0 <= fault.rank < cluster.devices:
@@ -213,19 +257,45 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
                 f"use one of {', '.join(sorted(machine.device.peak))}",
             )
         digests[f"devices/{machine.device.name}"] = files.digest(machine.device)
+    workload = Workload(model=model, training=scenario.training, data=scenario.data)
+    found = contradiction(scenario.layout, workload, framework)
+    if found is not None:
+        raise wrong(("layout", found[0]), found[1])
     digests[f"frameworks/{framework.name}"] = files.digest(framework)
     calibration = looked_up(("framework",), lambda: find_calibration(spec.nodes, framework.name))
     if calibration is not None:
         digests[f"calibrations/{calibration.name}"] = files.digest(calibration)
         framework = calibration.applied(framework)
+    if scenario.reliability is not None:
+        for named in scenario.reliability.names:
+            failures = looked_up(("reliability", "failures"), lambda n=named: load_failures(n))  # type: ignore[misc]
+            digests[f"reliability/{named}"] = files.digest(failures)
     return Question(
         scenario=scenario,
         cluster=cluster,
-        workload=Workload(model=model, training=scenario.training),
+        workload=workload,
         framework=framework,
         servers=ServerRange(least=least, most=sum(machine.count for machine in servers)),
         digests=dict(sorted(digests.items())),
     )
+
+
+def _check_background(cluster: Cluster, wrong: Callable[[tuple[str | int, ...], str], ScenarioError]) -> None:
+    """Entries name links that exist, and leave something of each."""
+    if cluster.background and cluster.workers[0].nic.kind == "loopback":
+        raise wrong(("cluster", "background"), "workers that share one host have no network that others could use")
+    count = {"nic": cluster.worker_nodes + cluster.server_nodes, "leaf-uplink": leaves(cluster).count}
+    for index, entry in enumerate(cluster.background):
+        where = ("cluster", "background", index)
+        if entry.link == "leaf-uplink" and cluster.fabric.kind == "one-switch":
+            raise wrong(where, "one switch has no leaf uplinks; write link: nic, or another fabric")
+        known = range(count[entry.link])
+        thing = "node" if entry.link == "nic" else "leaf"
+        for place in entry.at if entry.at is not None else known:
+            if place not in known:
+                raise wrong(where, f"{thing} {place} does not exist; there are 0 to {known[-1]}")
+            if background_share(cluster, entry.link, place) >= 1.0:
+                raise wrong(where, f"other jobs leave nothing of {thing} {place}; shares must add up to less than 1")
 
 
 def _machine(kind: str, given: NodeSpec, digests: dict[str, str], block: Block) -> tuple[Machine, int, int]:
@@ -338,7 +408,7 @@ def _set(tree: Any, path: str, value: Any) -> None:
         if (
             isinstance(here[key], (int, str))
             and depth == 2
-            and keys[:2] in (["cluster", "nodes"], ["cluster", "servers"])
+            and keys[:2] in (["cluster", "nodes"], ["cluster", "servers"], ["cluster", "storage"])
         ):
             here[key] = {"count": here[key]}
         here = here[key]

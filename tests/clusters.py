@@ -29,6 +29,7 @@ from clustersim.layout.layout import (
     SyncRule,
     even_boundaries,
 )
+from clustersim.layout.schedule import Turn, stage_of, turns
 from clustersim.program.program import (
     Bucket,
     Collective,
@@ -45,7 +46,6 @@ from clustersim.program.program import (
     Update,
     Work,
 )
-from clustersim.program.schedule import turns
 from clustersim.timeline import OpId, OpKind
 from clustersim.workload.model import Model
 from clustersim.workload.training import Training, Workload
@@ -79,6 +79,8 @@ def workers(
     far: Link | None = None,
     near: Link | None = None,
     pcie: Link | None = None,
+    per_switch: int = 1,
+    inside: Literal["switch", "pcie"] = "switch",
     host: Host | None = None,
 ) -> Machine:
     """`count` nodes of `devices` devices behind `nics` NICs `far` (1 byte/s, no alpha), joined by a switch `near`."""
@@ -86,8 +88,9 @@ def workers(
         name="by-hand",
         device=DEVICE,
         devices=devices,
-        interconnect=Interconnect(kind="switch", link="by-hand") if devices > 1 else None,
+        interconnect=Interconnect(kind=inside, link="by-hand") if devices > 1 else None,
         pcie="by-hand" if pcie is not None else None,
+        devices_per_pcie_switch=per_switch,
         nic=Nics(count=nics, link="by-hand"),
         host=host or host_of(),
         provenance=BY_HAND,
@@ -236,38 +239,52 @@ def server_program(
 
 
 def pipeline_program(
-    schedule: Schedule, stages: int, micro_batches: int, virtual_stages: int, *, size: int = 0
+    schedule: Schedule,
+    stages: int,
+    micro_batches: int,
+    virtual_stages: int,
+    *,
+    size: int = 0,
+    passes: tuple[int, int, int] = (1, 1, 1),
+    loads: Sequence[int] = (),
 ) -> Program:
-    """A pipeline of equal stages: a chunk takes one forward and one backward layer, a send carries `size` bytes."""
+    """A pipeline: a chunk's forward, backward and weight-gradient pass are those of `passes` layers (one each), times
+    the `loads` of its stage (equal stages), a send carries `size` bytes."""
     chunks = stages * virtual_stages
     lists: list[list[Op]] = [[] for _ in range(stages)]
-    at: dict[tuple[int, int, bool], Ref] = {}
-    needs: dict[Ref, tuple[int, int, bool]] = {}
+    at: dict[Turn, Ref] = {}
+    needs: dict[Ref, Turn] = {}
     for stage in range(stages):
         for turn in turns(schedule, stages, stage, micro_batches, virtual_stages):
-            chunk = turn.virtual * stages + stage
-            phase: Literal["forward", "backward"] = "backward" if turn.backward else "forward"
             me = (stage, len(lists[stage]))
-            needs[me] = (turn.micro_batch, chunk, turn.backward)
-            work = 1 if turn.backward else 0
+            needs[me] = turn
+            work = 3 * stage + ("forward", "backward", "weight-gradient").index(turn.phase)
+            op = OpId(0, turn.micro_batch, turn.chunk, turn.phase, "all", "compute")
+            lists[stage].append(Compute(id=op, after=(), work=work))
+            target = turn.chunk + (1 if turn.phase == "forward" else -1)
+            if turn.phase == "weight-gradient" or not 0 <= target < chunks:
+                continue
+            to = stage_of(schedule, stages, target)
+            if to == stage:
+                # The chunk that goes on is on the same stage.
+                at[turn._replace(chunk=target)] = me
+                continue
+            at[turn._replace(chunk=target)] = (stage, len(lists[stage]))
             lists[stage].append(
-                Compute(id=OpId(0, turn.micro_batch, chunk, phase, "all", "compute"), after=(), work=work)
-            )
-            target = chunk - 1 if turn.backward else chunk + 1
-            if 0 <= target < chunks and stages > 1:
-                at[turn.micro_batch, target, turn.backward] = (stage, len(lists[stage]))
-                lists[stage].append(
-                    Transfer(
-                        id=OpId(0, turn.micro_batch, chunk, phase, "all", "send"),
-                        stream="previous" if turn.backward else "next", after=(me,), to=target % stages, bytes=size,
-                    )
-                )  # fmt: skip
+                Transfer(
+                    id=op._replace(kind="send"), stream="next" if to > stage else "previous", after=(me,), to=to,
+                    bytes=size,
+                )
+            )  # fmt: skip
     for (stage, index), key in needs.items():
         if key in at:
             op = lists[stage][index]
             assert isinstance(op, Compute)
             lists[stage][index] = replace(op, after=(at[key],))
-    return program_of(Mesh(dp=1, tp=1, pp=stages), lists, works=(layers(1), layers(0, 1)))
+    works: list[Work] = []
+    for load in loads or [1] * stages:
+        works += (layers(load * passes[0]), layers(0, load * passes[1]), layers(0, load * passes[2]))
+    return program_of(Mesh(dp=1, tp=1, pp=stages), lists, works=tuple(works))
 
 
 def model_of(*, layer_count: int = 4, **changes: Any) -> Model:

@@ -182,7 +182,7 @@ def test_what_the_runs_do_not_show_keeps_its_value(runs: list[tuple[Question, La
 
 def test_a_host_that_is_never_waited_for_leaves_no_trace() -> None:
     pairs = []
-    for hidden in (256, 1024):
+    for hidden in (1024, 2048):
         small = asked(4, hidden)
         # Launching a layer's kernels one by one takes this device's host longer.
         machine = with_constant(small.framework, "host.per_layer_forward", 0.9e-3)

@@ -53,7 +53,11 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
         "12:30",
         "cluster.fabric.oversubscripton: unknown key; did you mean 'oversubscription'?",
     ),
-    "unknown key like none": (GOOD + "x: 1\n", "13:1", "x: unknown key; known here: cluster, constraints, framework"),
+    "unknown key like none": (
+        GOOD + "x: 1\n",
+        "13:1",
+        "x: unknown key; known here: cluster, constraints, data, framework",
+    ),
     "unknown key of an overridden profile": (
         _with("dgx-a100-80g: 1", "dgx-a100-80g: {count: 1, nics: {rate: 400Gb/s}}"),
         "11:30",
@@ -113,7 +117,7 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
     "what-if path that does not exist": (
         GOOD + "what_if:\n  - {name: x, set: {cluster.nodse.dgx-a100-80g: 2}}\n",
         "14:21",
-        "there is no cluster.nodse; known here: fabric, faults, nodes, servers",
+        "there is no cluster.nodse; known here: background, fabric, faults, nodes, noise, servers, storage",
     ),
     "what-if key that does not exist": (
         GOOD + "what_if:\n  - {name: x, set: {cluster.nodes.dgx-a100-80g.nic.rat: 400Gb/s}}\n",

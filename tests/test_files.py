@@ -201,3 +201,11 @@ def test_own_profiles_go_before_the_user_s_and_those_before_the_built_in(
     assert files.profile_path("links", "nvlink3") == tmp_path / "home" / "hwprofiles" / "links" / "nvlink3.yaml"
     files.write_text(tmp_path / "hwprofiles" / "links" / "nvlink3.yaml", text)
     assert files.profile_path("links", "nvlink3").resolve() == tmp_path / "hwprofiles" / "links" / "nvlink3.yaml"
+
+
+def test_merge_keys_are_read_and_errors_in_them_still_told(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("base: &base {one: 1, two: 2}\nother:\n  <<: *base\n  two: 3\n")
+    tree, places = files.read_tree(path)
+    assert tree["other"] == {"one": 1, "two": 3}
+    assert places["other", "two"] == (4, 8)

@@ -197,6 +197,7 @@ def test_small_collectives_are_launch_plus_steps(name: str) -> None:
         ("infiniband-edr100", 0.04, 0.06),
         ("efa-100", 0.12, 0.25),
         ("efa-400", 0.06, 0.13),
+        ("tcpxo-200", 0.01, 0.03),
     ],
 )
 def test_curves_meet_sizes_they_were_not_fitted_on(link: str, median: float, tail: float) -> None:
@@ -244,6 +245,31 @@ def test_a_table_returns_its_rows_interpolates_and_extrapolates(tmp_path: Path) 
     assert table.seconds("all_gather", 8, 4096.0) is None
     assert table.seconds("all_reduce", 1, 4096.0) == 0.0
     assert table.ranks("all_reduce") == (2, 8)
+
+
+def test_rows_of_several_nodes_stand_apart_and_interpolate_over_the_nodes(tmp_path: Path) -> None:
+    rows = ("16,2,1024,10", "64,8,1024,40", "8,1,1024,5", "8,2,1024,99")
+    text = "collective,ranks,nodes,bytes,time_us\n" + "".join(f"all_reduce,{row}\n" for row in rows)
+    (tmp_path / "n.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "o.csv").write_text("collective,ranks,bytes,time_us\nall_reduce,2,1024,4\n", encoding="utf-8")
+    refs = tuple(TableRef(file=name, provenance=SOURCE) for name in ("n.csv", "o.csv"))
+    table = collective_table(refs, tmp_path)
+    assert table.seconds("all_reduce", 16, 1024.0, 2) == pytest.approx(10e-6)
+    assert table.seconds("all_reduce", 32, 1024.0, 4) == pytest.approx(20e-6), "log-log between 2 and 8 nodes of 8"
+    assert table.seconds("all_reduce", 128, 1024.0, 16) is None
+    assert table.seconds("all_reduce", 16, 1024.0, 4) is None, "nobody measured 4 ranks a node there"
+    assert table.seconds("all_reduce", 8, 1024.0) == pytest.approx(5e-6), "without nodes: one"
+    assert table.seconds("all_reduce", 4, 1024.0) == pytest.approx((4e-6 * 5e-6) ** 0.5)
+    assert table.seconds("all_reduce", 16, 1024.0) is None
+    assert table.ranks("all_reduce") == (2, 8)
+    assert table.ranks("all_reduce", 2) == (8, 16)
+
+
+@pytest.mark.parametrize("row", ["all_reduce,9,2,1024,10", "all_reduce,8,0,1024,10"])
+def test_ranks_spread_unevenly_are_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "n.csv").write_text("collective,ranks,nodes,bytes,time_us\n" + row + "\n", encoding="utf-8")
+    with pytest.raises(ProfileError, match="write as many ranks for every node"):
+        collective_table((TableRef(file="n.csv", provenance=SOURCE),), tmp_path)
 
 
 def test_dips_are_pooled_and_repeats_averaged(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.wiring import Port, Wiring
 from clustersim.layout.layout import Algorithm, Mesh
 from clustersim.program.program import CollectiveKind
-from clustersim.simulate.collectives import phases, tree_parents
+from clustersim.simulate.collectives import phases
 from clustersim.simulate.simulate import Simulated, simulate
+from clustersim.simulate.trees import tree_parents
 
-ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "hierarchical", "halving-doubling")
+ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "binary-tree", "hierarchical", "halving-doubling")
 
 
 def _run(cluster: Cluster, ranks: int, kind: CollectiveKind, algorithm: Algorithm, size: int) -> Simulated:
@@ -46,8 +47,6 @@ def _lg(n: int) -> int:
 
 def _sent(algorithm: Algorithm, n: int) -> float:
     """Bytes that all ranks send in an allreduce of one byte, together."""
-    if algorithm == "tree":
-        return 2.0 * (n - 1)
     if algorithm == "halving-doubling":
         power = 1 << (n.bit_length() - 1)
         return 2.0 * (power - 1) + 2.0 * (n - power)
@@ -90,7 +89,7 @@ def test_p1_what_is_sent_is_received_and_every_link_carries_its_bytes(
     for out, into in (("nic out", "nic in"), ("device out", "device in"), ("leaf up", "leaf down")):
         assert sum(_bytes_on(found, out)) == pytest.approx(sum(_bytes_on(found, into)), rel=1e-12)
     sent = sum(_bytes_on(found, "nic out")) + sum(_bytes_on(found, "device out"))
-    if algorithm != "tree" or local == 1 or nodes == 1:
+    if algorithm not in ("tree", "binary-tree") or local == 1 or nodes == 1:
         assert sent == pytest.approx(1000 * _sent(algorithm, nodes * local), rel=1e-12)
     else:
         # Trees between nodes, chains inside them: every rank passes the whole buffer on, both ways.
@@ -166,6 +165,15 @@ def test_p3_double_tree(n: int, size: int, alpha: float) -> None:
     assert found.makespan_s == pytest.approx(2 * _lg(n) * alpha + busiest / rate, rel=1e-12)
     if n % 2 == 0 and n > 2:
         assert busiest == pytest.approx(2.0 * size, rel=1e-12)
+
+
+@given(n=st.integers(2, 64), size=st.integers(1, 10**10), alpha=st.sampled_from([0.0, 1e-5, 0.5]))
+@settings(max_examples=80, deadline=None)
+def test_p3_one_tree(n: int, size: int, alpha: float) -> None:
+    """3M/B: an inner node receives from two children, and from its parent what the root has summed already."""
+    rate = 2.0
+    found = _run(_flat(n, rate, alpha), n, "all_reduce", "binary-tree", size)
+    assert found.makespan_s == pytest.approx(2 * _lg(n) * alpha + min(3, n - 1) * size / rate, rel=1e-12)
 
 
 @pytest.mark.parametrize("n", range(2, 65))

@@ -25,9 +25,10 @@ from clustersim.layout.layout import (
     Sharded,
 )
 from clustersim.layout.memory import StateBytes, footprint
+from clustersim.layout.schedule import splits_backward, turns
 from clustersim.layout.space import ORDERS, RECOMPUTES, SCHEDULES, Divisions, Space
+from clustersim.layout.split import even_boundaries
 from clustersim.program.buckets import buckets, chunk_span
-from clustersim.program.schedule import turns
 from clustersim.workload.activations import (
     activation_bytes_per_layer,
     boundary_bytes,
@@ -78,9 +79,9 @@ def _space(
 ) -> Space:
     """One division with every scheme."""
     numbers: dict[str, Any] = {
-        "dp": dp, "tp": tp, "pp": pp, "micro_batch": micro_batch, "micro_batches": micro_batches,
+        "dp": dp, "tp": tp, "pp": pp, "cp": 1, "ep": 1, "micro_batch": micro_batch, "micro_batches": micro_batches,
         "virtual_stages": virtual_stages, "recompute": RECOMPUTES.index(recompute),
-        "schedule": SCHEDULES.index(schedule), "order": ORDERS.index("tp-dp-pp"),
+        "schedule": SCHEDULES.index(schedule), "order": ORDERS.index("tp-dp-pp"), "split": 0,
     }  # fmt: skip
     columns = {name: np.array([value], np.int64) for name, value in numbers.items()}
     return Space(
@@ -89,7 +90,7 @@ def _space(
         division=np.zeros(len(schemes), np.int64),
         scheme=np.arange(len(schemes)),
         precision=precision,
-        boundaries=boundaries,
+        splits=(boundaries or even_boundaries(layers, pp * virtual_stages),),
         layers=layers,
         reduce_in_node=True,
     )
@@ -164,13 +165,14 @@ def test_p18_bytes_of_a_parameter(precision: Precision, optimizer: str, expected
 def _rows(draw: st.DrawFn) -> tuple[Workload, Space, Framework]:
     tp = draw(st.sampled_from([1, 2, 4, 8]))
     pp = draw(st.sampled_from([1, 2, 3, 4, 6]))
-    virtual = draw(st.integers(1, 3)) if pp > 1 else 1
-    each = draw(st.integers(1, 3))
-    layers = pp * virtual * each + (draw(st.integers(0, pp - 1)) if virtual == 1 else 0)
+    schedule: Schedule = draw(st.sampled_from(get_args(Schedule))) if pp > 1 else "1f1b"
+    virtual = draw(st.integers(2, 3)) if schedule == "interleaved" else 2 if schedule == "zb-v" else 1
+    uneven = schedule != "interleaved"
+    layers = pp * virtual * draw(st.integers(1, 3)) + (draw(st.integers(0, pp - 1)) if uneven else 0)
     named = None
-    if virtual == 1 and layers > pp and draw(st.booleans()):
-        inner = draw(st.lists(st.integers(1, layers - 1), min_size=pp - 1, max_size=pp - 1, unique=True))
-        named = (0, *sorted(inner))
+    if uneven and layers > pp * virtual and draw(st.booleans()):
+        inner = st.lists(st.integers(1, layers - 1), min_size=pp * virtual - 1, max_size=pp * virtual - 1, unique=True)
+        named = (0, *sorted(draw(inner)))
     sequence = draw(st.sampled_from([64, 512]))
     precision = draw(
         st.sampled_from(
@@ -188,7 +190,7 @@ def _rows(draw: st.DrawFn) -> tuple[Workload, Space, Framework]:
         dropout=draw(st.booleans()),
         gated=draw(st.booleans()),
     )
-    count = pp * draw(st.integers(1, 3)) if virtual > 1 else draw(st.integers(1, 12))
+    count = pp * draw(st.integers(1, 3)) if schedule == "interleaved" else draw(st.integers(1, 14))
     dp, size = draw(st.sampled_from([1, 2, 16])), draw(st.sampled_from([1, 4]))
     optimizer = draw(st.sampled_from(["adam", "momentum", "sgd"]))
     training = Training(
@@ -197,7 +199,7 @@ def _rows(draw: st.DrawFn) -> tuple[Workload, Space, Framework]:
     space = _space(
         layers=layers, precision=precision, dp=dp, tp=tp, pp=pp, micro_batch=size, micro_batches=count,
         virtual_stages=virtual, sp=tp > 1 and draw(st.booleans()), recompute=draw(st.sampled_from(get_args(Recompute))),
-        schedule="interleaved" if virtual > 1 else draw(st.sampled_from(["1f1b", "gpipe"])), boundaries=named,
+        schedule=schedule, boundaries=named,
     )  # fmt: skip
     framework = framework_of(
         attention=draw(st.sampled_from(["flash", "unfused"])), fragmentation=0.05, memory_overhead_bytes=1e9
@@ -216,25 +218,40 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
     held = most = 0.0
     heads = 0
     count = layout.micro_batches(training.global_batch)
-    for turn in turns(layout.pipeline.schedule, pp, stage, count, layout.pipeline.virtual_stages):
-        chunk = turn.virtual * pp + stage
-        size = kept * len(layout.chunk_layers(chunk, model.layers))
+    schedule = layout.pipeline.schedule
+    tokens, h = training.sequence * layout.micro_batch, model.hidden
+    q, kv = model.query_width // tp, model.kv_heads_per_rank(tp) * model.head_dim
+    up, down = (2 if model.gated else 1) * model.ffn_hidden // tp, model.ffn_hidden // tp
+    # Inputs of the four linear layers of a layer, and the gradients of their outputs.
+    waits = width * tokens * ((h + q + 2 * kv) + (q + h) + (h + up) + (down + h))
+    for turn in turns(schedule, pp, stage, count, layout.pipeline.virtual_stages):
+        chunk = turn.chunk
+        number = len(layout.chunk_layers(chunk, model.layers))
+        size, later = kept * number, waits * number
         if chunk == 0:
             size += embedding_activation_bytes(*shape, width)
+            later += width * tokens * h
         last = chunk == layout.chunks - 1
         if last:
             size += head_activation_bytes(*shape, width) + logits
-        held += -size if turn.backward else size
-        heads += 0 if not last else -1 if turn.backward else 1
+            later += width * tokens * (h + -(-model.vocab // tp))
+        if turn.phase == "weight-gradient":
+            held -= later
+            continue
+        held += -size if turn.phase == "backward" else size
+        heads += 0 if not last else -1 if turn.phase == "backward" else 1
+        if turn.phase == "backward" and splits_backward(schedule):
+            held += later
         most = max(most, held + (logits if heads else 0.0))
     most += working_set_bytes(*shape, layout.recompute, framework.attention, width)
     if pp > 1:
         most += 2 * boundary_bytes(model, training.sequence, layout.micro_batch, width)
-    mine = [bucket for bucket in buckets(model, layout) if bucket.stage % pp == stage]
+    mine = [bucket for bucket in buckets(model, layout) if layout.stage_of(bucket.stage) == stage]
     psi = sum(bucket.elements for bucket in mine)
-    spans = [chunk_span(model, layout, chunk) for chunk in range(stage, layout.chunks, pp)]
+    chunks = [chunk for chunk in range(layout.chunks) if layout.stage_of(chunk) == stage]
+    spans = [chunk_span(model, layout, chunk) for chunk in chunks]
     layers = sum(1 for span in spans for layer in span if 0 <= layer < model.layers)
-    first, end = stage == 0, stage == pp - 1
+    first, end = stage == layout.ends[0], stage == layout.ends[1]
     assert psi == stage_parameters(model, range(layers), first=first, last=end, tp=tp)
     weights, gradients = width * psi, BYTES_OF[layout.precision.gradient] * psi
     master = 1 if width == 2 else 0
@@ -252,8 +269,8 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
         case Sharded():
             state = (weights + gradients + optimizer) / dp
             extra = largest * BYTES_OF[layout.precision.gradient]
-            chunks = [[b.elements for b in mine if b.stage == chunk] for chunk in {b.stage for b in mine}]
-            extra += width * max(sum(row[i : i + 3]) for row in chunks for i in range(len(row)))
+            rows = [[b.elements for b in mine if b.stage == chunk] for chunk in {b.stage for b in mine}]
+            extra += width * max(sum(row[i : i + 3]) for row in rows for i in range(len(row)))
         case ParameterServer(optimizer_at="server"):
             state = float(weights + gradients)
             extra = largest * width
@@ -287,9 +304,11 @@ def test_memory_of_many_divisions_is_that_of_each() -> None:
         name: np.concatenate([getattr(space.divisions, name) for space in spaces])
         for name in Divisions.__dataclass_fields__
     }
+    columns["split"] = np.arange(len(spaces))
     every = replace(
         spaces[0],
         divisions=Divisions(**columns),
+        splits=tuple(space.splits[0] for space in spaces),
         division=np.repeat(np.arange(len(spaces)), len(SCHEMES)),
         scheme=np.tile(np.arange(len(SCHEMES)), len(spaces)),
     )

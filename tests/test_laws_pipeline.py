@@ -30,12 +30,13 @@ from clustersim.cluster.wiring import Port, Wiring
 from clustersim.hardware.framework import HostCost, Overlap
 from clustersim.layout.layout import Mesh, RankOrder, Recompute, Schedule, Scheme, node_peers
 from clustersim.layout.memory import passes_in_flight
+from clustersim.layout.schedule import Turn, in_flight, turns
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Program, Work
-from clustersim.program.schedule import in_flight, turns
 from clustersim.simulate.collectives import phases
 from clustersim.simulate.fold import rank_grid
 from clustersim.simulate.simulate import simulate
+from clustersim.timeline import Phase
 
 SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 12), st.sampled_from([(1.0, 2.0), (1.0, 1.0), (3.0, 0.5)]))
 
@@ -103,12 +104,15 @@ def test_p13_micro_batches_in_flight(stages: int, count: int, data: st.DataObjec
     assert in_flight(turns("gpipe", stages, stage, count, 1)) == count
     virtual = data.draw(st.integers(2, 5))
     # What the memory model counts is what the schedule holds.
-    for schedule, rounds, chunks in (("1f1b", count, 1), ("gpipe", count, 1), ("interleaved", count * stages, virtual)):
-        order = turns(schedule, stages, stage, rounds, chunks)  # type: ignore[arg-type]
+    cases: list[tuple[Schedule, int, int]] = [
+        ("1f1b", count, 1), ("gpipe", count, 1), ("interleaved", count * stages, virtual)
+    ]  # fmt: skip
+    for schedule, rounds, chunks in cases:
+        order = turns(schedule, stages, stage, rounds, chunks)
         held = [0] * chunks
         most, first, last = 0, 0, 0
         for turn in order:
-            held[turn.virtual] += -1 if turn.backward else 1
+            held[turn.chunk // stages] += -1 if turn.phase == "backward" else 1
             most, first, last = max(most, sum(held)), max(first, held[0]), max(last, held[-1])
         flying = passes_in_flight(schedule, stages, stage, rounds, chunks)
         assert flying.chunks == most
@@ -125,18 +129,18 @@ def test_p13_every_pass_happens_once_and_backward_after_forward(stages: int, rou
     for schedule in schedules:
         for stage in range(stages):
             order = turns(schedule, stages, stage, rounds * stages, virtual)
+            phases_: tuple[Phase, ...] = ("forward", "backward")
             assert Counter(order) == Counter(
-                turn._replace(micro_batch=m, virtual=v, backward=b)
-                for turn in order[:1]
+                Turn(m, v * stages + stage, phase)
                 for m in range(rounds * stages)
                 for v in range(virtual)
-                for b in (False, True)
+                for phase in phases_
             )
             seen = set()
             for turn in order:
-                if turn.backward:
-                    assert (turn.micro_batch, turn.virtual) in seen
-                seen.add((turn.micro_batch, turn.virtual))
+                if turn.phase == "backward":
+                    assert turn._replace(phase="forward") in seen
+                seen.add(turn)
 
 
 # --------------------------------------------------------------------------------------------------------- P14

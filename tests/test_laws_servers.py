@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustersim.cluster.cluster import Cluster
+from clustersim.cluster.exchanges import server_traffic
 from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.wiring import Port, Wiring
 from clustersim.layout.layout import Mesh
@@ -36,6 +37,8 @@ def _loads_by_route(
     """Bytes on every link when each of `ranks` exchanges one byte with all servers: one route after the other, from
     the description of the fabric and not from the code under test."""
     devices, ports = wiring.devices_per_node, wiring.ports_per_node
+    each = wiring.cluster.workers[0].node.devices_per_pcie_switch
+    per_node = -(-devices // each)
     total = sum(share.parts for share in shares)
     loads: dict[tuple[Port, int], float] = {}
 
@@ -45,27 +48,39 @@ def _loads_by_route(
 
     def add(port: Port, index: int, load: float) -> None:
         flipped = {
-            Port.PCIE_OUT: Port.PCIE_IN, Port.NIC_OUT: Port.NIC_IN, Port.NIC_IN: Port.NIC_OUT,
+            Port.PCIE_OUT: Port.PCIE_IN, Port.SWITCH_UP: Port.SWITCH_DOWN, Port.SWITCH_DOWN: Port.SWITCH_UP,
+            Port.NIC_OUT: Port.NIC_IN, Port.NIC_IN: Port.NIC_OUT,
             Port.LEAF_UP: Port.LEAF_DOWN, Port.LEAF_DOWN: Port.LEAF_UP, Port.SERVER_IN: Port.SERVER_OUT,
         }  # fmt: skip
         key = (port if push else flipped[port], index)
         loads[key] = loads.get(key, 0.0) + load
 
+    def switch(node: int, device: int) -> int:
+        return node * per_node + device // each
+
     for rank in ranks:
         node, port = rank // devices, rank % devices * ports // devices
+        mine, of_nic = switch(node, rank % devices), switch(node, port * devices // ports)
         for share in shares:
             load = share.parts / total
             add(Port.PCIE_OUT, rank, load)
             if share.host == "worker":
                 home = share.node // devices
                 if home == node:
+                    if each > 1:
+                        add(Port.SWITCH_UP, mine, load)
                     continue
+                if each > 1:
+                    add(Port.SWITCH_UP, switch(home, port * devices // ports), load)
                 add(Port.NIC_IN, home * ports + port, load)
                 there = leaf(home, port)
             else:
                 add(Port.SERVER_IN, share.node, load)
                 there = leaf(wiring.nodes + share.node, share.node % ports)
             add(Port.NIC_OUT, node * ports + port, load)
+            if each > 1 and mine != of_nic:
+                add(Port.SWITCH_UP, mine, load)
+                add(Port.SWITCH_DOWN, of_nic, load)
             if fabric.kind != "one-switch" and leaf(node, port) != there:
                 add(Port.LEAF_UP, leaf(node, port), load)
                 add(Port.LEAF_DOWN, there, load)
@@ -79,17 +94,26 @@ def _loads_by_route(
     hosts=st.integers(0, 4),
     per_leaf=st.integers(1, 4),
     kind=st.sampled_from(["one-switch", "leaf-spine", "rail-optimized"]),
+    per_switch=st.sampled_from([1, 2, 3]),
     push=st.booleans(),
     data=st.data(),
 )
 @settings(max_examples=250, deadline=None)
 def test_p1_push_and_pull_load_every_link_as_their_routes_do(
-    nodes: int, devices: int, nics: int, hosts: int, per_leaf: int, kind: FabricKind, push: bool, data: st.DataObject
+    nodes: int,
+    devices: int,
+    nics: int,
+    hosts: int,
+    per_leaf: int,
+    kind: FabricKind,
+    per_switch: int,
+    push: bool,
+    data: st.DataObject,
 ) -> None:
     if max(devices, nics) % min(devices, nics):
         return
     fabric = Fabric(kind=kind, nodes_per_leaf=per_leaf, hop_latency_s=0.0)
-    machine = workers(nodes, devices=devices, nics=nics, pcie=wire(9.0))
+    machine = workers(nodes, devices=devices, nics=nics, pcie=wire(9.0), per_switch=per_switch)
     wiring = Wiring(cluster_of(machine, hosts=servers(hosts) if hosts else None, fabric=fabric))
     every = list(range(nodes * devices))
     ranks = sorted(data.draw(st.sets(st.sampled_from(every), min_size=1)))
@@ -101,7 +125,8 @@ def test_p1_push_and_pull_load_every_link_as_their_routes_do(
         colocated=[(home, data.draw(st.integers(1, 5))) for home in homes],
     )
     total = sum(share.parts for share in shares)
-    found = wiring.with_servers(
+    found = server_traffic(
+        wiring,
         np.array(ranks),
         np.arange(hosts),
         np.array([share.parts / total for share in shares[:hosts]]),

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clustersim.app import looking, machine, planning, running
+from clustersim.app import collective, looking, machine, planning, running, validating
 from clustersim.app.screen import end_progress, settings
 from clustersim.errors import ClustersimError
 
@@ -55,8 +55,10 @@ def _options(
 
 
 planning.add_to(app)
+collective.add_to(app)
 running.add_to(app)
 machine.add_to(app)
+validating.add_to(app)
 looking.add_to(app)
 
 

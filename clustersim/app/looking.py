@@ -65,24 +65,13 @@ def _cluster(what: str) -> tuple[Cluster, str]:
 
 
 def _one_node(name: str) -> Cluster:
-    from clustersim.cluster.cluster import Cluster, Machine
+    from clustersim.cluster.cluster import Cluster
     from clustersim.cluster.fabric import Fabric
-    from clustersim.cluster.load import load_node, node_collectives
-    from clustersim.hardware.cost import load_device
-    from clustersim.hardware.load import load_link
+    from clustersim.cluster.load import load_machine
 
-    node = load_node(name)
-    machine = Machine(
-        node=node,
-        count=1,
-        device=load_device(node.device) if node.device is not None else None,
-        interconnect=load_link(node.interconnect.link) if node.interconnect is not None else None,
-        nic=load_link(node.nic.link),
-        pcie=load_link(node.pcie) if node.pcie is not None else None,
-        collectives=node_collectives(node),
-    )
-    alone = (machine,)
-    return Cluster(workers=alone if node.devices else (), servers=() if node.devices else alone, fabric=Fabric())
+    alone = (load_machine(name),)
+    computes = alone[0].node.devices > 0
+    return Cluster(workers=alone if computes else (), servers=() if computes else alone, fabric=Fabric())
 
 
 def _graph_document(cluster: Cluster, name: str) -> dict[str, Any]:
@@ -114,6 +103,7 @@ class FileKind(StrEnum):
     link = "link"
     framework = "framework"
     fabric = "fabric"
+    reliability = "reliability"
 
 
 def schema_command(
@@ -127,6 +117,7 @@ def json_schema(kind: FileKind) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a kind of file; quantities are described with an example of their unit."""
     from clustersim.cluster.fabric import Fabric
     from clustersim.cluster.node import Node
+    from clustersim.cluster.reliability import FailureProfile
     from clustersim.compare import Run
     from clustersim.files import adapter
     from clustersim.hardware.device import Device
@@ -138,6 +129,7 @@ def json_schema(kind: FileKind) -> dict[str, Any]:
     types: dict[FileKind, Any] = {
         FileKind.scenario: Scenario, FileKind.plan: Plan, FileKind.run: Run, FileKind.device: Device,
         FileKind.node: Node, FileKind.link: Link, FileKind.framework: Framework, FileKind.fabric: Fabric,
+        FileKind.reliability: FailureProfile,
     }  # fmt: skip
     found = adapter(types[kind]).json_schema(by_alias=True, schema_generator=_schema_writer())
     found.pop("title", None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clustersim.app import screen
-from clustersim.errors import InputError
+from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from clustersim.plan import Plan
@@ -49,8 +49,8 @@ def plan_command(
     found = make_plan(question, progress=screen.progress(), workers=workers)
     saved = _save_plan(found, scenario, output, unasked=not as_json)
     if trace is not None:
-        _, timeline = simulated(found, question)
-        write_trace(trace, timeline)
+        result, timeline = simulated(found, question)
+        write_trace(trace, timeline, simulated=result)
     if picture is not None:
         from clustersim.report import drawing, plan_picture
 
@@ -91,15 +91,34 @@ def simulate_command(
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="One class for ranks that behave alike, or every rank by itself.")
     ] = True,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of the noise and of the failures; default: the scenario's, 0.")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option("--days", help="Train for so many days with the failures of reliability:.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="With --days: how many runs.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Simulate one layout: that of a plan, or the best of a scenario; where its time goes, link by link."""
+    """Simulate one layout: that of a plan, or the best of a scenario; where its time goes, link by link.
+
+    With --days, what checkpoints, failures and restarts leave of many days of it.
+    """
     from clustersim.report.simulate_screen import simulate_screen
 
+    if days is not None and not 0.0 < days <= 36500.0:
+        raise UsageError(f"--days {days:g}: write a number of days of more than 0, e.g. 54")
     found, question = plan_or_scenario(what)
-    result, timeline = simulated(found, question, steps=steps, fold=fold)
+    if days is not None:
+        _survive(found, question, days=days, seeds=seeds, seed=seed, steps=steps, as_json=as_json)
+        return
+    if seed is not None and question.cluster.noise is None:
+        raise InputError(
+            "--seed: nothing is random here; write cluster.noise, e.g. {worker: {kind: lognormal, sigma: 0.05}}"
+        )
+    result, timeline = simulated(found, question, steps=steps, fold=fold, seed=seed)
     if trace is not None:
-        write_trace(trace, timeline)
+        write_trace(trace, timeline, simulated=result)
     if as_json:
         screen.show_json(_document(found, result, timeline))
         return
@@ -107,6 +126,38 @@ def simulate_command(
     screen.show(simulate_screen(name, found.layout, found.workload.training, result, timeline))
     if trace is not None:
         screen.show(f"\nTrace written to {trace}; open it in ui.perfetto.dev")
+
+
+def _survive(
+    found: Plan, question: Question, *, days: float, seeds: int, seed: int | None, steps: int, as_json: bool
+) -> None:
+    """Days of training with failures, on the screen or as JSON."""
+    from clustersim import files
+    from clustersim.layout.layout import Layout
+    from clustersim.program.lower import lower
+    from clustersim.report.horizon_screen import horizon_document, horizon_screen
+    from clustersim.simulate.horizon import horizon
+    from clustersim.simulate.job import job_of
+    from clustersim.simulate.simulate import simulate
+
+    reliability = found.scenario.reliability
+    if reliability is None:
+        raise InputError(
+            "--days needs to know what fails: write a reliability: block, e.g. {failures: rsc-1, detection: 10min, "
+            "reschedule: 5min, checkpoint: {storage_rate: 100GB/s}}"
+        )
+
+    def step_s(layout: Layout) -> float:
+        program = lower(found.workload, layout, found.framework, found.machines.devices_per_node)
+        return simulate(program, question.cluster, found.framework, steps=steps, seed=seed).step_s
+
+    job = job_of(reliability, question.cluster, found.workload, found.layout, step_s)
+    result = horizon(job, days=days, seeds=seeds, seed=seed or 0)
+    name, training = found.scenario.name, found.workload.training
+    if as_json:
+        screen.show_json(horizon_document(name, files.plain(found.layout), training, job, result))
+    else:
+        screen.show(horizon_screen(name, found.layout, training, job, result))
 
 
 def _document(found: Plan, result: Simulated, timeline: Timeline) -> dict[str, Any]:
@@ -119,21 +170,33 @@ def _document(found: Plan, result: Simulated, timeline: Timeline) -> dict[str, A
         "layout": files.plain(found.layout),
         "steps": result.steps,
         "step_s": result.step_s,
+        "step_times_s": list(result.step_times_s),
         "tokens_per_s": found.workload.training.tokens_per_step / result.step_s,
         "classes": result.classes,
         "events": result.events,
         "links": [
             {
                 "kind": use.kind, "count": use.count, "bytes_per_link": use.bytes_per_link,
+                "inside_bytes_per_link": use.inside_bytes_per_link,
                 "capacity_bytes_per_s": use.capacity_bytes_per_s, "utilisation": use.utilisation,
             }
             for use in result.links
-            if use.bytes_per_link > 0.0
+            if use.bytes_per_link > 0.0 or use.inside_bytes_per_link > 0.0
+        ],
+        "input_stall_s": result.input_stall_s,
+        "queues": [
+            {
+                "kind": use.kind, "count": use.count, "requests_per_s": use.requests_per_s,
+                "service_s": use.service_s, "utilisation": use.utilisation, "waited_s": use.waited_s,
+                "random_wait_s": None if use.random_wait_s == float("inf") else use.random_wait_s,
+                "present": use.present,
+            }
+            for use in result.queues
         ],
         "critical_path": [
             {
-                "what": row.what, "where": row.where, "start_s": row.start_s, "busy_s": row.busy_s,
-                "waited_s": row.waited_s, "spans": row.spans,
+                "what": row.what, "where": row.where, "start_s": row.start_s, "end_s": row.end_s,
+                "busy_s": row.busy_s, "waited_s": row.waited_s, "spans": row.spans, "times": row.times,
             }
             for row in stretches(timeline)
         ],
@@ -181,21 +244,24 @@ def question_of(plan: Plan) -> Question:
     return found
 
 
-def simulated(plan: Plan, question: Question, *, steps: int = 1, fold: bool = True) -> tuple[Simulated, Timeline]:
+def simulated(
+    plan: Plan, question: Question, *, steps: int = 1, fold: bool = True, seed: int | None = None
+) -> tuple[Simulated, Timeline]:
     """The plan's layout on its cluster, simulated."""
     from clustersim.program.lower import lower
     from clustersim.simulate.simulate import simulate
 
     program = lower(plan.workload, plan.layout, plan.framework, plan.machines.devices_per_node)
-    result = simulate(program, question.cluster, plan.framework, steps=steps, fold=fold)
+    result = simulate(program, question.cluster, plan.framework, steps=steps, fold=fold, seed=seed)
     return result, result.timeline()
 
 
-def write_trace(path: Path, *timelines: Timeline) -> None:
-    """Write timelines as one Chrome trace; whole or not at all."""
+def write_trace(path: Path, *timelines: Timeline, simulated: Simulated | None = None) -> None:
+    """Write timelines as one Chrome trace, with the use of links where they were simulated; whole or not at all."""
     import json
 
     from clustersim import files
     from clustersim.timeline import chrome_trace
 
-    files.write_text(path, json.dumps(chrome_trace(*timelines), separators=(",", ":")))
+    counters = simulated.link_series() if simulated is not None else None
+    files.write_text(path, json.dumps(chrome_trace(*timelines, counters=counters), separators=(",", ":")))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from clustersim.cluster.background import Background
 from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.node import Node
+from clustersim.cluster.noise import Noise
 from clustersim.hardware.curve import CollectiveTable
 from clustersim.hardware.device import Device
 from clustersim.hardware.link import Link
@@ -64,7 +66,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Workers first: global node numbers count through `workers`, then through `servers`.
+    """Workers first: global node numbers count through `workers`, then through `servers`, then through `storage`.
 
     Every worker machine has the same number of devices, so that slot s is device s mod g of node s div g.
     """
@@ -73,6 +75,9 @@ class Cluster:
     servers: tuple[Machine, ...]
     fabric: Fabric
     faults: tuple[Fault, ...] = ()
+    background: tuple[Background, ...] = ()
+    storage: tuple[Machine, ...] = ()
+    noise: Noise | None = None
 
     @property
     def devices_per_node(self) -> int:
@@ -90,13 +95,23 @@ class Cluster:
         return sum(machine.count for machine in self.servers)
 
     @property
+    def machines(self) -> tuple[Machine, ...]:
+        """All kinds of machines, in the order of their node numbers."""
+        return (*self.workers, *self.servers, *self.storage)
+
+    @property
+    def storage_nodes(self) -> int:
+        """Number of hosts that serve data."""
+        return sum(machine.count for machine in self.storage)
+
+    @property
     def devices(self) -> int:
         """Number of worker devices."""
         return sum(machine.count * machine.node.devices for machine in self.workers)
 
     def machine_of(self, node: int) -> Machine:
         """The machine that global node number `node` is of. O(machine kinds)."""
-        for machine in (*self.workers, *self.servers):
+        for machine in self.machines:
             if node < machine.count:
                 return machine
             node -= machine.count

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clustersim.cluster.cluster import Cluster, Machine, SlowNic, SlowRank
+from clustersim.cluster.capacity import background_share, nic_speeds
+from clustersim.cluster.cluster import Cluster, Machine, SlowRank
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -31,25 +32,29 @@ def mesh_shares(devices: int) -> dict[tuple[int, int], float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaves:
-    """How many leaf switches a cluster has, how many ports of one node they tell apart, and what joins them."""
+    """How many leaf switches a cluster has, how many ports of one node they tell apart, and what joins them: one uplink
+    to each of `spines`; a single one stands for all of them where traffic is spread."""
 
     count: int
     rails: int
+    spines: int
     uplink_bytes_per_s: float
 
 
 def leaves(cluster: Cluster) -> Leaves:
-    """The leaf switches of a cluster, or its one switch; the rate is that of all uplinks of a leaf together."""
+    """The leaf switches of a cluster, or its one switch; the rate is that of one uplink."""
     fabric = cluster.fabric
     if fabric.kind == "one-switch":
-        return Leaves(count=1, rails=1, uplink_bytes_per_s=math.inf)
-    first = (*cluster.workers, *cluster.servers)[0]
+        return Leaves(count=1, rails=1, spines=1, uplink_bytes_per_s=math.inf)
+    first = cluster.machines[0]
     ports = max((_ports(machine, cluster) for machine in cluster.workers), default=_ports(first, cluster))
     rails = ports if fabric.kind == "rail-optimized" else 1
-    groups = -(-(cluster.worker_nodes + cluster.server_nodes) // fabric.nodes_per_leaf)
+    groups = -(-(cluster.worker_nodes + cluster.server_nodes + cluster.storage_nodes) // fabric.nodes_per_leaf)
     port_rate = first.nic_rate_bytes_per_s * first.node.nic.count / ports
     below = port_rate * fabric.nodes_per_leaf * (1 if rails > 1 else ports)
-    return Leaves(count=groups * rails, rails=rails, uplink_bytes_per_s=below / fabric.oversubscription)
+    spines = fabric.spines if fabric.routing == "ecmp" else 1
+    uplink = below / fabric.oversubscription / spines
+    return Leaves(count=groups * rails, rails=rails, spines=spines, uplink_bytes_per_s=uplink)
 
 
 def _ports(machine: Machine, cluster: Cluster) -> int:
@@ -62,24 +67,28 @@ def graph(cluster: Cluster) -> nx.DiGraph:
     """Every GPU, switch, socket, NIC, leaf and host of `cluster`. O(devices + NICs); 16,384 GPUs take about a second.
 
     Nodes are called `n3.gpu0` (worker node 3) or `leaf2`, and have `kind` (gpu, cpu, nvswitch, memory, pcie-switch,
-    socket, nic, leaf, spine), `node` (the global node number; -1 in the fabric) and `host` (its profile). A GPU has its
-    `rank` and the `nic` it uses; a straggler has `slowdown`. Edges are one direction of a link each, with
-    `rate_bytes_per_s`: infinite where the simulator sets no limit (between sockets), less where a fault says so.
+    socket, drives, nic, leaf, spine), `node` (the global node number; -1 in the fabric) and `host` (its profile). A GPU
+    has its `rank` and the `nic` it uses; a straggler has `slowdown`. Edges are one direction of a link each, with
+    `rate_bytes_per_s`: infinite where the simulator sets no limit (between sockets), less where faults and other jobs
+    leave less.
     """
     import networkx
 
     result: nx.DiGraph = networkx.DiGraph()
     fabric = leaves(cluster)
     node = rank = 0
-    for machine in (*cluster.workers, *cluster.servers):
+    for machine in cluster.machines:
         for _ in range(machine.count):
             rank = _add_node(result, cluster, machine, node, rank)
             _plug_in(result, cluster, machine, node, fabric)
             node += 1
     if fabric.count > 1:
-        result.add_node("spine", kind="spine", node=-1, host="")
-        for index in range(fabric.count):
-            _join(result, f"leaf{index}", "spine", fabric.uplink_bytes_per_s)
+        for spine in range(fabric.spines):
+            name = f"spine{spine}" if fabric.spines > 1 else "spine"
+            result.add_node(name, kind="spine", node=-1, host="")
+            for index in range(fabric.count):
+                left = 1.0 - background_share(cluster, "leaf-uplink", index)
+                _join(result, f"leaf{index}", name, fabric.uplink_bytes_per_s * left)
     return result
 
 
@@ -107,6 +116,9 @@ def _add_node(result: nx.DiGraph, cluster: Cluster, machine: Machine, node: int,
         result.add_node(f"n{node}.nic{nic}", kind="nic", **attributes)
         rate = pcie if switches else math.inf
         _join(result, f"n{node}.nic{nic}", _above_nic(machine, node, nic, switches), rate)
+    if profile.storage is not None:
+        result.add_node(f"n{node}.drives", kind="drives", **attributes)
+        _join(result, f"n{node}.drives", f"n{node}.socket0", profile.storage.read_rate_bytes_per_s)
     kind = machine.device.kind if machine.device is not None else "gpu"
     slow = {fault.rank: fault.slowdown for fault in cluster.faults if isinstance(fault, SlowRank)}
     for device in range(profile.devices):
@@ -170,7 +182,8 @@ def _plug_in(result: nx.DiGraph, cluster: Cluster, machine: Machine, node: int, 
     if machine.nic.kind == "loopback":
         return
     ports, nics = _ports(machine, cluster), machine.node.nic.count
-    lost = {fault.nic: fault.speed for fault in cluster.faults if isinstance(fault, SlowNic) and fault.node == node}
+    kept = nic_speeds(cluster)
+    left = 1.0 - background_share(cluster, "nic", node)
     group = node // cluster.fabric.nodes_per_leaf * fabric.rails
     for nic in range(nics):
         # A host without devices has its cards below one leaf, and hosts take turns between the rails.
@@ -178,7 +191,7 @@ def _plug_in(result: nx.DiGraph, cluster: Cluster, machine: Machine, node: int, 
         leaf = f"leaf{group + rail % fabric.rails if fabric.count > 1 else 0}"
         if leaf not in result:
             result.add_node(leaf, kind="leaf", node=-1, host="")
-        _join(result, f"n{node}.nic{nic}", leaf, machine.nic_rate_bytes_per_s * lost.get(nic, 1.0))
+        _join(result, f"n{node}.nic{nic}", leaf, machine.nic_rate_bytes_per_s * kept.get((node, nic), 1.0) * left)
 
 
 def route(wires: nx.DiGraph, source: str, target: str) -> list[str]:

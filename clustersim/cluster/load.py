@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from clustersim.cluster.cluster import Machine
 from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.node import Node
 from clustersim.files import load, profile_path
+from clustersim.hardware.cost import load_device
 from clustersim.hardware.curve import CollectiveTable, collective_table
 from clustersim.hardware.device import TableRef
+from clustersim.hardware.load import load_link
 
 
 def load_node(name: str) -> Node:
@@ -20,6 +23,20 @@ def load_node(name: str) -> Node:
 def load_fabric(name: str) -> Fabric:
     """The fabric profile `name`; ProfileError with the known names where there is none. Cached."""
     return _fabric(str(profile_path("fabrics", name).resolve()))
+
+
+def load_machine(name: str, count: int = 1) -> Machine:
+    """`count` nodes of the profile `name`, with everything resolved that it names."""
+    node = load_node(name)
+    return Machine(
+        node=node,
+        count=count,
+        device=load_device(node.device) if node.device is not None else None,
+        interconnect=load_link(node.interconnect.link) if node.interconnect is not None else None,
+        nic=load_link(node.nic.link),
+        pcie=load_link(node.pcie) if node.pcie is not None else None,
+        collectives=node_collectives(node),
+    )
 
 
 def node_collectives(node: Node) -> CollectiveTable | None:

@@ -26,13 +26,19 @@ class Interconnect:
 
     `switch`: every device has one link into a non-blocking switch (NVSwitch), whose rate is the sum of the device's
     lanes; `mesh`: direct links, `rate` the sum of a device's lanes (DGX-1's hybrid cube mesh); `pcie`: through the
-    PCIe switches and sockets; `host`: ranks that share one host's memory.
+    PCIe switches and sockets; `host`: ranks that share one host's memory. `reduces`: the switch adds up what devices
+    send and copies one message to all of them (NVLink SHARP).
     """
 
     __pydantic_config__: ClassVar[Any] = FILE
     kind: Literal["switch", "mesh", "pcie", "host"]
     link: str
     rate_bytes_per_s: BytesPerS | None = None
+    reduces: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reduces and self.kind != "switch":
+            raise ValueError(f"reduces: true needs kind: switch; a {self.kind} has no switch that could add")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +61,22 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """What a storage node serves, and how fast one request comes back."""
+    """What a storage node serves, or a worker node to its own devices, and how fast one request comes back.
+
+    `read_rate` is that of all `drives` together (of an object store: of its front ends); each serves one read at a
+    time. `read_latency` is that of one read: on a `disk` the seek, which keeps the drive busy; else a delay that the
+    reads of other readers overlap.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     tier: Literal["nvme", "disk", "memory", "object"]
     read_rate_bytes_per_s: BytesPerS
     read_latency_s: Seconds
+    drives: int = 1
+
+    def __post_init__(self) -> None:
+        if self.drives < 1:
+            raise ValueError(f"drives must be at least 1, not {self.drives}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Routes by arithmetic: which physical links a flow between two worker ranks, or a rank and a server, crosses.
 
-Every device has a port into its node's interconnect and a PCIe port towards its NIC; NICs meet at a leaf, leaves at the
-spine. A link is one direction of one of these, numbered without building a graph, so that a route costs an addition.
+Every device has a port into its node's interconnect and a PCIe port towards its NIC; devices and NICs may meet at PCIe
+switches, whose uplinks lead to the host and to each other; NICs meet at a leaf, leaves at the spine. A link is one
+direction of one of these, numbered without building a graph, so that a route costs a few additions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.cluster.cluster import Cluster, SlowNic
+from clustersim.cluster.capacity import capacities
+from clustersim.cluster.cluster import Cluster
+from clustersim.cluster.scramble import scramble
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,6 +35,14 @@ class Port(IntEnum):
     SERVER_OUT = 8
     SERVER_IN = 9
     BUS = 10
+    # What the input comes through: the NICs of storage hosts, the drives of these and then of worker nodes, and the
+    # threads of each rank that read.
+    STORAGE_OUT = 11
+    DRIVES = 12
+    READERS = 13
+    # Between a PCIe switch and the host: to the host, and from it.
+    SWITCH_UP = 14
+    SWITCH_DOWN = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +90,33 @@ class Wiring:
         self.servers = cluster.server_nodes
         rail = cluster.fabric.kind == "rail-optimized"
         per_leaf = cluster.fabric.nodes_per_leaf
-        all_nodes = self.nodes + self.servers
+        self.storage = cluster.storage_nodes
+        self._feeds = any(machine.node.storage is not None for machine in (*cluster.workers, *cluster.storage))
+        all_nodes = self.nodes + self.servers + self.storage
         self.has_leaves = cluster.fabric.kind != "one-switch"
         groups = -(-all_nodes // per_leaf)
         self.leaves = groups * (self.ports_per_node if rail else 1)
-        self._rail, self._per_leaf = rail, per_leaf
+        self.rails, self.nodes_per_leaf = rail, per_leaf
+        self._seed = cluster.fabric.ecmp_seed << 32
+        self.ports_per_leaf = per_leaf * (1 if rail else self.ports_per_node)
+        first = cluster.workers[0]
+        self.port_rate_bytes_per_s = first.nic_rate_bytes_per_s * first.node.nic.count / self.ports_per_node
+        # Under ECMP a flow takes one of a leaf's uplinks; else all of them together are one link.
+        self.ecmp = self.has_leaves and cluster.fabric.routing == "ecmp"
+        self.uplinks = cluster.fabric.spines if self.ecmp else 1
+        # A device that has its switch for itself is plugged into the host directly.
+        switched = [
+            machine.node.devices_per_pcie_switch if machine.pcie is not None else 1 for machine in cluster.workers
+        ]
+        switched = [min(each, g) if each > 1 else 0 for each in switched]
+        self._per_switch = np.repeat(np.array(switched, np.int64), [machine.count for machine in cluster.workers])
+        self.switches_per_node = max([-(-g // each) if each else 0 for each in switched])
+        # Devices of one node reach each other through their PCIe ports, or else over an interconnect of their own.
+        self._over_pcie = np.repeat(
+            np.array([m.node.interconnect is not None and m.node.interconnect.kind == "pcie" for m in cluster.workers]),
+            [machine.count for machine in cluster.workers],
+        )
+        self._pcie_inside = bool(self._over_pcie.any())
         counts = {
             Port.DEVICE_OUT: self.devices,
             Port.DEVICE_IN: self.devices,
@@ -91,11 +124,16 @@ class Wiring:
             Port.PCIE_IN: self.devices,
             Port.NIC_OUT: self.nodes * self.ports_per_node,
             Port.NIC_IN: self.nodes * self.ports_per_node,
-            Port.LEAF_UP: self.leaves,
-            Port.LEAF_DOWN: self.leaves,
+            Port.LEAF_UP: self.leaves * self.uplinks,
+            Port.LEAF_DOWN: self.leaves * self.uplinks,
             Port.SERVER_OUT: self.servers,
             Port.SERVER_IN: self.servers,
             Port.BUS: 1,
+            Port.STORAGE_OUT: self.storage,
+            Port.DRIVES: self.storage + self.nodes if self._feeds else 0,
+            Port.READERS: self.devices if self._feeds else 0,
+            Port.SWITCH_UP: self.nodes * self.switches_per_node,
+            Port.SWITCH_DOWN: self.nodes * self.switches_per_node,
         }
         self.offset: dict[Port, int] = {}
         total = 0
@@ -105,49 +143,55 @@ class Wiring:
         self.links = total
         self.kinds = np.repeat(np.array(list(Port), np.uint64), [counts[port] for port in Port])
         self.shared_host = cluster.workers[0].nic.kind == "loopback"
-        self.capacity = self._capacities()
+        self.far_nic = self._far_nics()
+        self.capacity = capacities(self)
 
-    # ---------------------------------------------------------------------------------------------- capacities
+    def _far_nics(self) -> NDArray[np.bool_]:
+        """Of each device, whether its NIC port hangs below another PCIe switch; empty where none does."""
+        if self.switches_per_node < 2:
+            return np.zeros(0, np.bool_)
+        ranks = np.arange(self.devices)
+        nodes = self.node_of(ranks)
+        far = self.switch_of(ranks) != self.switch_of_port(nodes, self.port_of(ranks))
+        return far if bool(far.any()) else np.zeros(0, np.bool_)
 
-    def _capacities(self) -> Floats:
-        capacity = np.full(self.links, np.inf)
-        node = 0
-        for machine in self.cluster.workers:
-            devices = slice(node * self.devices_per_node, (node + machine.count) * self.devices_per_node)
-            ports = slice(node * self.ports_per_node, (node + machine.count) * self.ports_per_node)
-            inside = machine.interconnect_rate_bytes_per_s if machine.interconnect is not None else np.inf
-            pcie = machine.pcie.rate_bytes_per_s if machine.pcie is not None else np.inf
-            outside = machine.nic_rate_bytes_per_s * machine.node.nic.count / self.ports_per_node
-            for port, where, rate in (
-                (Port.DEVICE_OUT, devices, inside), (Port.DEVICE_IN, devices, inside),
-                (Port.PCIE_OUT, devices, pcie), (Port.PCIE_IN, devices, pcie),
-                (Port.NIC_OUT, ports, outside), (Port.NIC_IN, ports, outside),
-            ):  # fmt: skip
-                start = self.offset[port]
-                capacity[start + where.start : start + where.stop] = rate
-            node += machine.count
-        host = 0
-        for machine in self.cluster.servers:
-            rate = machine.nic_rate_bytes_per_s * machine.node.nic.count
-            for port in (Port.SERVER_OUT, Port.SERVER_IN):
-                start = self.offset[port] + host
-                capacity[start : start + machine.count] = rate
-            host += machine.count
-        nic_rate = capacity[self.offset[Port.NIC_OUT]]
-        below = nic_rate * self._per_leaf * (1 if self._rail else self.ports_per_node)
-        for port in (Port.LEAF_UP, Port.LEAF_DOWN):
-            start = self.offset[port]
-            capacity[start : start + self.leaves] = below / self.cluster.fabric.oversubscription
-        capacity[self.offset[Port.BUS]] = self.cluster.workers[0].nic_rate_bytes_per_s
-        for fault in self.cluster.faults:
-            if isinstance(fault, SlowNic):
-                index = fault.node * self.ports_per_node + fault.nic * self.ports_per_node // self._nics(fault.node)
-                for port in (Port.NIC_OUT, Port.NIC_IN):
-                    capacity[self.offset[port] + index] *= fault.speed
-        return capacity
+    def ports_of_nic(self, node: int, nic: int) -> tuple[range, int]:
+        """The ports (numbered through all nodes) that a NIC serves, and of how many NICs each of them is made up."""
+        nics, ports = self.cluster.machine_of(node).node.nic.count, self.ports_per_node
+        first = node * ports
+        if nics >= ports:
+            at = first + nic * ports // nics
+            return range(at, at + 1), nics // ports
+        return range(first + nic * ports // nics, first + (nic + 1) * ports // nics), 1
 
-    def _nics(self, node: int) -> int:
-        return max(self.ports_per_node, self.cluster.machine_of(node).node.nic.count)
+    @property
+    def uneven_switches(self) -> bool:
+        """Whether traffic between ranks, or what they read, may cross the uplinks of PCIe switches."""
+        return self.switches_per_node > 0 and (self._pcie_inside or len(self.far_nic) > 0 or self._feeds)
+
+    def binding_leaves(self) -> NDArray[np.bool_]:
+        """Of each leaf, whether its uplinks carry less than the ports below it can, in either direction. O(ports)."""
+        below = {}
+        node, port = np.divmod(np.arange(self.nodes * self.ports_per_node), self.ports_per_node)
+        leaf = self.leaf_of(node, port)
+        hosts = np.array([self.leaf_of_host(host) for host in range(self.servers)], np.int64)
+        for kind, near, far in (
+            (Port.LEAF_UP, Port.NIC_OUT, Port.SERVER_OUT), (Port.LEAF_DOWN, Port.NIC_IN, Port.SERVER_IN),
+        ):  # fmt: skip
+            ports = self.capacity[self.offset[near] : self.offset[near] + len(leaf)]
+            servers = self.capacity[self.offset[far] : self.offset[far] + self.servers]
+            below[kind] = np.bincount(leaf, weights=ports, minlength=self.leaves)
+            below[kind] += np.bincount(hosts, weights=servers, minlength=self.leaves)
+        stores = np.array([self.leaf_of_host(self.servers + host) for host in range(self.storage)], np.int64)
+        start = self.offset[Port.STORAGE_OUT]
+        rates = self.capacity[start : start + self.storage]
+        below[Port.LEAF_UP] += np.bincount(stores, weights=rates, minlength=self.leaves)
+        binding = np.zeros(self.leaves, np.bool_)
+        for kind, carried in below.items():
+            start = self.offset[kind]
+            uplinks = self.capacity[start : start + self.leaves * self.uplinks].reshape(self.leaves, self.uplinks)
+            binding |= uplinks.min(axis=1) < carried * (1.0 - 1e-12)
+        return binding
 
     def kind_of(self, link: int) -> Port:
         """What kind of link a number stands for."""
@@ -163,13 +207,27 @@ class Wiring:
         """The NIC port, within its node, that each rank uses: the one nearest to its device."""
         return (ranks % self.devices_per_node) * self.ports_per_node // self.devices_per_node
 
+    def switch_of(self, ranks: Ints) -> Ints:
+        """The PCIe switch of each rank's device, numbered through all nodes; its node's first where it has none."""
+        nodes = ranks // self.devices_per_node
+        each = self._per_switch[nodes]
+        return nodes * self.switches_per_node + (ranks % self.devices_per_node) // np.maximum(each, 1) * (each > 0)
+
+    def has_switch(self, ranks: Ints) -> NDArray[np.bool_]:
+        """Whether the device of each rank hangs below a PCIe switch."""
+        return self._per_switch[self.node_of(ranks)] > 0
+
+    def switch_of_port(self, nodes: Ints, ports: Ints) -> Ints:
+        """The PCIe switch that a NIC port hangs below: that of the first device which uses it."""
+        return self.switch_of(nodes * self.devices_per_node + ports * self.devices_per_node // self.ports_per_node)
+
     def leaf_of(self, nodes: Ints, ports: Ints) -> Ints:
         """The leaf that a node's port is plugged into; server hosts follow the worker nodes."""
-        group = nodes // self._per_leaf
-        return group * self.ports_per_node + ports if self._rail else group
+        group = nodes // self.nodes_per_leaf
+        return group * self.ports_per_node + ports if self.rails else group
 
     def leaf_of_host(self, host: int) -> int:
-        """The leaf that server host `host` is plugged into: hosts take turns between the rails."""
+        """The leaf that server host `host` is plugged into: hosts take turns between the rails; then storage."""
         return int(self.leaf_of(np.array(self.nodes + host), np.array(host % self.ports_per_node)))
 
     # ---------------------------------------------------------------------------------------------- routes
@@ -184,22 +242,28 @@ class Wiring:
             )
         here, there = self.node_of(sources), self.node_of(targets)
         near = here == there
-        links: list[Ints] = [
-            self.offset[Port.DEVICE_OUT] + sources[near],
-            self.offset[Port.DEVICE_IN] + targets[near],
-        ]
+        offset = self.offset
+        links: list[Ints] = [offset[Port.DEVICE_OUT] + sources[near], offset[Port.DEVICE_IN] + targets[near]]
+        if self._pcie_inside:
+            links += self._inside_pcie(sources[near], targets[near])
         far_sources, far_targets = sources[~near], targets[~near]
         out_port, in_port = self.port_of(far_sources), self.port_of(far_targets)
         far = [
-            self.offset[Port.PCIE_OUT] + far_sources,
-            self.offset[Port.NIC_OUT] + here[~near] * self.ports_per_node + out_port,
-            self.offset[Port.NIC_IN] + there[~near] * self.ports_per_node + in_port,
-            self.offset[Port.PCIE_IN] + far_targets,
+            offset[Port.PCIE_OUT] + far_sources,
+            offset[Port.NIC_OUT] + here[~near] * self.ports_per_node + out_port,
+            offset[Port.NIC_IN] + there[~near] * self.ports_per_node + in_port,
+            offset[Port.PCIE_IN] + far_targets,
         ]
+        if len(self.far_nic):
+            far += [*self._to_nic(far_sources), *self._from_nic(far_targets)]
         if self.has_leaves:
             up, down = self.leaf_of(here[~near], out_port), self.leaf_of(there[~near], in_port)
             cross = up != down
-            far += [self.offset[Port.LEAF_UP] + up[cross], self.offset[Port.LEAF_DOWN] + down[cross]]
+            up, down = up[cross], down[cross]
+            if self.ecmp:
+                way = self.way_of(far_sources[cross], far_targets[cross])
+                up, down = up * self.uplinks + way, down * self.uplinks + way
+            far += [offset[Port.LEAF_UP] + up, offset[Port.LEAF_DOWN] + down]
         count_near = sum(len(part) for part in links)
         every = np.concatenate(links + far)
         return Traffic(
@@ -207,6 +271,116 @@ class Wiring:
             loads=np.full(len(every), load),
             near=np.arange(len(every)) < count_near,
         )
+
+    def _inside_pcie(self, sources: Ints, targets: Ints) -> list[Ints]:
+        """What flows between devices of a node cross that reach each other over PCIe only."""
+        over = self._over_pcie[self.node_of(sources)]
+        sources, targets = sources[over], targets[over]
+        links = [self.offset[Port.PCIE_OUT] + sources, self.offset[Port.PCIE_IN] + targets]
+        if self.switches_per_node:
+            up, down = self.switch_of(sources), self.switch_of(targets)
+            apart = up != down
+            links += [self.offset[Port.SWITCH_UP] + up[apart], self.offset[Port.SWITCH_DOWN] + down[apart]]
+        return links
+
+    def _to_nic(self, ranks: Ints) -> tuple[Ints, Ints]:
+        """The uplinks that flows from devices cross whose NIC hangs below another switch: up here, down there."""
+        ranks = ranks[self.far_nic[ranks]]
+        port = self.switch_of_port(self.node_of(ranks), self.port_of(ranks))
+        return self.offset[Port.SWITCH_UP] + self.switch_of(ranks), self.offset[Port.SWITCH_DOWN] + port
+
+    def _from_nic(self, ranks: Ints) -> tuple[Ints, Ints]:
+        ranks = ranks[self.far_nic[ranks]]
+        port = self.switch_of_port(self.node_of(ranks), self.port_of(ranks))
+        return self.offset[Port.SWITCH_UP] + port, self.offset[Port.SWITCH_DOWN] + self.switch_of(ranks)
+
+    def way_of(self, sources: Ints, targets: Ints) -> Ints:
+        """The spine that the flow of each pair takes under ECMP: a hash of the two and of the seed."""
+        pair = (sources * self.devices + targets).astype(np.uint64) + np.uint64(self._seed)
+        with np.errstate(over="ignore"):
+            ways: Ints = (scramble(pair) % np.uint64(self.uplinks)).astype(np.int64)
+        return ways
+
+    def through_leaf(self, kind: Port, leaves: Ints, loads: Floats) -> tuple[Ints, Floats]:
+        """The uplinks (or downlinks) of leaves, for traffic that is spread evenly over them, with what each carries."""
+        if self.uplinks == 1:
+            return self.offset[kind] + leaves, loads
+        every = leaves[:, None] * self.uplinks + np.arange(self.uplinks)
+        return self.offset[kind] + every.ravel(), np.repeat(loads / self.uplinks, self.uplinks)
+
+    def route(self, source: int, target: int) -> tuple[int, ...]:
+        """The links that a flow from one rank to another crosses: those of `between`, one pair at a time. O(1)."""
+        offset, g, ports = self.offset, self.devices_per_node, self.ports_per_node
+        if self.shared_host:
+            return (offset[Port.BUS],)
+        here, a = divmod(source, g)
+        there, b = divmod(target, g)
+        if here == there:
+            near: tuple[int, ...] = (offset[Port.DEVICE_OUT] + source, offset[Port.DEVICE_IN] + target)
+            if not self._pcie_inside or not self._over_pcie[here]:
+                return near
+            near += (offset[Port.PCIE_OUT] + source, offset[Port.PCIE_IN] + target)
+            each = int(self._per_switch[here])
+            if not each or a // each == b // each:
+                return near
+            first = here * self.switches_per_node
+            return (*near, offset[Port.SWITCH_UP] + first + a // each, offset[Port.SWITCH_DOWN] + first + b // each)
+        out, into = a * ports // g, b * ports // g
+        found: tuple[int, ...] = (
+            offset[Port.PCIE_OUT] + source, offset[Port.NIC_OUT] + here * ports + out,
+            offset[Port.NIC_IN] + there * ports + into, offset[Port.PCIE_IN] + target,
+        )  # fmt: skip
+        if len(self.far_nic):
+            ends = [*self._to_nic(np.array([source])), *self._from_nic(np.array([target]))]
+            found += tuple(int(link) for end in ends for link in end)
+        if not self.has_leaves:
+            return found
+        up, down = here // self.nodes_per_leaf, there // self.nodes_per_leaf
+        if self.rails:
+            up, down = up * ports + out, down * ports + into
+        if up == down:
+            return found
+        if self.ecmp:
+            way = scramble(source * self.devices + target + self._seed) % self.uplinks
+            up, down = up * self.uplinks + way, down * self.uplinks + way
+        return (*found, offset[Port.LEAF_UP] + up, offset[Port.LEAF_DOWN] + down)
+
+    def spread(self, ranks: Ints, near: Floats, far: Floats, beyond: Floats, apart: Floats | None = None) -> Traffic:
+        """The traffic of ranks that each send, and receive, `near` bytes inside their node, of these `apart` bytes
+        (none, if not given) to devices below other PCIe switches, and `far` bytes through their NIC port, of these
+        `beyond` bytes above their leaf. One entry per rank and link. O(ranks)."""
+        if self.shared_host:
+            bus = np.full(len(ranks), self.offset[Port.BUS])
+            return Traffic(links=bus, loads=near.astype(np.float64), near=np.ones(len(ranks), np.bool_))
+        nodes, ports = self.node_of(ranks), self.port_of(ranks)
+        flat = nodes * self.ports_per_node + ports
+        parts = [(self.offset[kind] + ranks, near) for kind in (Port.DEVICE_OUT, Port.DEVICE_IN)]
+        if self._pcie_inside:
+            parts += self._spread_inside(ranks, near, np.zeros(len(ranks)) if apart is None else apart)
+        inside = sum(len(links) for links, _ in parts)
+        if len(self.far_nic):
+            away = self.far_nic[ranks]
+            ends = (*self._to_nic(ranks), *self._from_nic(ranks))
+            parts += [(links, far[away]) for links in ends]
+        parts += [(self.offset[kind] + ranks, far) for kind in (Port.PCIE_OUT, Port.PCIE_IN)]
+        parts += [(self.offset[kind] + flat, far) for kind in (Port.NIC_OUT, Port.NIC_IN)]
+        if self.has_leaves:
+            leaf = self.leaf_of(nodes, ports)
+            parts += [self.through_leaf(kind, leaf, beyond) for kind in (Port.LEAF_UP, Port.LEAF_DOWN)]
+        links = np.concatenate([links for links, _ in parts])
+        loads = np.concatenate([loads for _, loads in parts])
+        used = loads > 0.0
+        return Traffic(links=links[used], loads=loads[used], near=(np.arange(len(links)) < inside)[used])
+
+    def _spread_inside(self, ranks: Ints, near: Floats, apart: Floats) -> list[tuple[Ints, Floats]]:
+        """What ranks put on PCIe links that reach each other over these only."""
+        over = self._over_pcie[self.node_of(ranks)]
+        ranks, near, apart = ranks[over], near[over], apart[over]
+        found = [(self.offset[kind] + ranks, near) for kind in (Port.PCIE_OUT, Port.PCIE_IN)]
+        if self.switches_per_node:
+            switch = self.switch_of(ranks)
+            found += [(self.offset[kind] + switch, apart) for kind in (Port.SWITCH_UP, Port.SWITCH_DOWN)]
+        return found
 
     def hops(self, source: int, target: int) -> tuple[int, int]:
         """(intra-node hops, fabric switches crossed) between two ranks."""
@@ -229,68 +403,3 @@ class Wiring:
         up = self.leaf_of(here[far], self.port_of(sources[far]))
         down = self.leaf_of(there[far], self.port_of(targets[far]))
         return 3 if bool((up != down).any()) else 1
-
-    def with_servers(
-        self, ranks: Ints, hosts: Ints, host_shares: Floats, homes: Ints, home_shares: Floats, *, push: bool
-    ) -> Traffic:
-        """The traffic of one byte between each of `ranks` and all servers, by their shares. O(ranks + servers * ports).
-
-        `hosts` are server-host numbers with `host_shares`; `homes` are worker ranks beside which a server
-        runs, with `home_shares`. A rank's traffic with a co-located server arrives at the port of the same index as its
-        own, and does not leave its node when that server is at home there.
-        """
-        if self.shared_host:
-            # A rank needs no wire to the server inside itself.
-            own = np.bincount(homes, weights=home_shares, minlength=self.devices)[ranks]
-            total = float(len(ranks) * (host_shares.sum() + home_shares.sum()) - own.sum())
-            return Traffic(links=np.array([self.offset[Port.BUS]]), loads=np.array([total]), near=np.ones(1, np.bool_))
-        nodes, ports = self.node_of(ranks), self.port_of(ranks)
-        own_share = np.bincount(self.node_of(homes), weights=home_shares, minlength=self.nodes).astype(np.float64)
-        flat = nodes * self.ports_per_node + ports
-        count = np.bincount(flat, minlength=self.nodes * self.ports_per_node).astype(np.float64)
-        by_port = count.reshape(self.nodes, self.ports_per_node)
-        leaving = by_port * (1.0 - own_share)[:, None]
-        arriving = own_share[:, None] * (by_port.sum(axis=0)[None, :] - by_port)
-        near_out, near_in = (Port.NIC_OUT, Port.NIC_IN) if push else (Port.NIC_IN, Port.NIC_OUT)
-        pcie = Port.PCIE_OUT if push else Port.PCIE_IN
-        far_in = Port.SERVER_IN if push else Port.SERVER_OUT
-        parts = [
-            (self.offset[near_out] + np.arange(leaving.size), leaving.ravel()),
-            (self.offset[near_in] + np.arange(arriving.size), arriving.ravel()),
-            (self.offset[pcie] + ranks, np.ones(len(ranks))),
-            (self.offset[far_in] + hosts, host_shares * len(ranks)),
-        ]
-        if self.has_leaves:
-            parts += self._through_leaves(by_port, hosts, host_shares, own_share, push=push)
-        links = np.concatenate([links for links, _ in parts])
-        loads = np.concatenate([loads for _, loads in parts])
-        used = loads > 0.0
-        return Traffic(links=links[used], loads=loads[used], near=np.zeros(int(used.sum()), np.bool_))
-
-    def _through_leaves(
-        self, by_port: Floats, hosts: Ints, host_shares: Floats, own_share: Floats, *, push: bool
-    ) -> list[tuple[Ints, Floats]]:
-        """Traffic of ranks with servers below other leaves, over the leaves' uplinks."""
-        node, port = np.divmod(np.arange(self.nodes * self.ports_per_node), self.ports_per_node)
-        leaf = self.leaf_of(node, port)
-        senders = np.bincount(leaf, weights=by_port.ravel(), minlength=self.leaves)
-        host_leaf = np.array([self.leaf_of_host(int(host)) for host in hosts], np.int64)
-        served = np.bincount(host_leaf, weights=host_shares, minlength=self.leaves)
-        # A co-located server takes each rank's traffic at the port of the rank's own index: on rails, traffic with it
-        # keeps to the leaves of that index.
-        if self._rail:
-            group = np.bincount(
-                np.arange(self.nodes) // self._per_leaf, weights=own_share, minlength=self.leaves // self.ports_per_node
-            )
-            homes = np.repeat(group, self.ports_per_node)
-            reaching = np.tile(by_port.sum(axis=0), self.leaves // self.ports_per_node)
-        else:
-            homes = np.bincount(np.arange(self.nodes) // self._per_leaf, weights=own_share, minlength=self.leaves)
-            reaching = np.full(self.leaves, by_port.sum())
-        up = senders * np.maximum(0.0, 1.0 - served - homes)
-        down = served * (by_port.sum() - senders) + homes * (reaching - senders)
-        # What rounding leaves of nothing is no traffic.
-        up[up < 1e-12 * by_port.sum()] = 0.0
-        first, second = (Port.LEAF_UP, Port.LEAF_DOWN) if push else (Port.LEAF_DOWN, Port.LEAF_UP)
-        every = np.arange(self.leaves)
-        return [(self.offset[first] + every, up), (self.offset[second] + every, down)]

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.cluster.cluster import Cluster, Machine, SlowRank
-from clustersim.estimate.passes import Passes, passes
+from clustersim.cluster.capacity import less_background
+from clustersim.cluster.cluster import Cluster, Machine
+from clustersim.estimate.feeding import feeding_s
+from clustersim.estimate.passes import passes
+from clustersim.estimate.pipeline import PipelineTimes, pipeline_times, stage_layers
 from clustersim.hardware.cost import device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.layout import AllReduce, ParameterServer, Scheme, Sharded
 from clustersim.layout.memory import StateBytes
-from clustersim.layout.space import Divisions, Space, local_peers
-from clustersim.workload.activations import boundary_bytes
+from clustersim.layout.space import SCHEDULES, Space, holder_peers, local_peers
 from clustersim.workload.layer_kernels import optimizer_kernels
 from clustersim.workload.model import vocab_per_rank
 from clustersim.workload.parameters import stage_parameters
@@ -28,9 +30,9 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Estimate:
-    """Seconds by row: the step and what it is made of. `busy` is the slowest stage's compute (with its tensor-parallel
-    communication), `bubble` the time that stages wait for each other, `exposed` synchronisation that nothing hides,
-    `synchronise` all of it, hidden or not."""
+    """Seconds by row: the step and what it is made of. `busy` is the slowest stage's compute (with the communication
+    inside its passes), `bubble` the time that stages wait for each other, `exposed` synchronisation that nothing hides,
+    `synchronise` all of it, hidden or not, `feeding` the read of the batch."""
 
     step_s: Floats
     busy_s: Floats
@@ -38,22 +40,24 @@ class Estimate:
     exposed_s: Floats
     synchronise_s: Floats
     coverage: Floats
+    feeding_s: Floats
 
 
 def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Framework) -> Estimate:
     """The step time of every row of `space`.
 
-    Pipeline: the slowest stage runs its micro-batches, the others' passes fill and drain it, over v with virtual stages
-    (P12). Synchronisation overlaps with compute as far as the framework lets it: the last backward pass of a stage
+    Pipeline: every stage runs its micro-batches, and the slowest with what it waits for decides (P12, `pipeline.py`).
+    Synchronisation overlaps with compute as far as the framework lets it: the last backward pass of a stage
     hides its reduction, the drain of the pipeline the work of servers for later stages; what is left, and the last
-    bucket, is exposed. Independent of the simulator's schedules and networks. O(rows).
+    bucket, is exposed. What other jobs use of all NICs is taken off their rates. Independent of the simulator's
+    schedules and networks. O(rows).
     """
+    cluster = less_background(cluster)
     divisions = space.divisions
     priced = passes(workload, divisions, cluster, framework)
-    slow = _straggling(cluster)
-    pipeline = _pipeline(workload, space, priced, cluster, framework, slow)
+    pipeline = pipeline_times(workload, space, priced, cluster, framework)
     row = space.division
-    elements, mean_elements = _stage_elements(workload, space)
+    elements, experts, mean_elements = _stage_elements(workload, space)
     tied = _tied_s(workload, space, cluster, framework)
     step = np.empty(len(space))
     exposed = np.empty(len(space))
@@ -65,13 +69,17 @@ def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Fram
         at = row[rows]
         asked = _Asked(
             workload=workload, space=space, cluster=cluster, framework=framework, at=at, elements=elements[at],
-            mean_elements=mean_elements[at],
+            experts=experts[at], mean_elements=mean_elements[at],
         )  # fmt: skip
         total, shown = _synchronise(scheme, asked, pipeline)
-        stepping = _optimizer_s(scheme, workload, space, at, elements[at], cluster)
+        stepping = _optimizer_s(scheme, asked)
         exposed[rows] = shown + tied[at]
         synchronise[rows] = total + tied[at]
         step[rows] = pipeline.total[at] + shown + tied[at] + stepping + framework.host.per_step_s
+    feeding = feeding_s(workload, divisions, cluster, framework.network_scale)[row]
+    if workload.data is not None:
+        # A batch that is read ahead holds a step up only where it takes longer.
+        step = np.maximum(step, feeding) if workload.data.prefetch else step + feeding
     return Estimate(
         step_s=step,
         busy_s=pipeline.busy[row],
@@ -79,28 +87,15 @@ def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Fram
         exposed_s=exposed,
         synchronise_s=synchronise,
         coverage=priced.coverage[row],
+        feeding_s=feeding,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _PipelineTimes:
-    """Seconds by division. `window`: from the first gradients of the first stage's last micro-batch to the end of its
-    backward pass; `drain`: by how much earlier the last stage is done; `opening`: how long after a step's begin the
-    last weights of a stage may arrive; `forward` and `backward`: one micro-batch through one stage."""
-
-    total: Floats
-    busy: Floats
-    window: Floats
-    drain: Floats
-    opening: Floats
-    forward: Floats
-    backward: Floats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Asked:
-    """The rows of one scheme: `at` are their divisions, `elements` the parameters of the fullest stage and
-    `mean_elements` of the average one, on one tensor-parallel rank."""
+    """The rows of one scheme: `at` are their divisions, `elements` the parameters of the fullest stage that all
+    replicas hold, `experts` those of the rank's experts where ranks share them, and `mean_elements` all of the average
+    stage, on one tensor-parallel rank."""
 
     workload: Workload
     space: Space
@@ -108,108 +103,36 @@ class _Asked:
     framework: Framework
     at: Ints
     elements: Floats
+    experts: Floats
     mean_elements: Floats
 
 
-def _straggling(cluster: Cluster) -> float:
-    return max((fault.slowdown for fault in cluster.faults if isinstance(fault, SlowRank)), default=1.0)
-
-
-def _stage_layers(space: Space) -> tuple[Ints, Ints, Ints]:
-    """Layers of the fullest, the first and the last stage, by division."""
+def _stage_elements(workload: Workload, space: Space) -> tuple[Floats, Floats, Floats]:
+    """Parameters of the fullest stage, shared experts apart, and of the average stage, on one tensor-parallel rank."""
     d = space.divisions
-    if space.boundaries is None:
-        most, least = -(-space.layers // d.pp), space.layers // d.pp
-        return most, most, least
-    sizes = np.diff(np.array([*space.boundaries, space.layers]))
-    stages = [sizes.reshape(-1, pp).sum(axis=0) for pp in d.pp.tolist()]
-    return (
-        np.array([int(stage.max()) for stage in stages]),
-        np.array([int(stage[0]) for stage in stages]),
-        np.array([int(stage[-1]) for stage in stages]),
-    )
-
-
-def _pipeline(
-    workload: Workload, space: Space, p: Passes, cluster: Cluster, framework: Framework, slow: float
-) -> _PipelineTimes:
-    d, layers = space.divisions, workload.model.layers
-    most, at_first, at_last = _stage_layers(space)
-    both = (p.forward + p.backward) * slow
-    micro = framework.host.per_micro_batch_s
-    first = at_first * both + p.embedding_forward + p.embedding_backward
-    last = at_last * both + p.head_forward + p.head_backward
-    single = layers * both + p.embedding_forward + p.embedding_backward + p.head_forward + p.head_backward
-    slowest = np.where(d.pp == 1, single, np.maximum(np.maximum(first, last), most * both))
-    summed = layers * both + p.embedding_forward + p.embedding_backward + p.head_forward + p.head_backward
-    send = _send_s(workload, d, cluster, framework)
-    chunks = d.virtual_stages
-    hops = np.where(d.pp > 1, 2.0 * chunks, 0.0)
-    computing = slowest + micro
-    # Sends that run beside compute still have to get through the stage's cards.
-    each = np.maximum(computing, hops * send) if framework.overlap.pipeline_send else computing + hops * send
-    fill = (summed - slowest) / chunks + (d.pp - 1) * (2.0 * send + micro / chunks)
-    busy = np.asarray(d.micro_batches * each, dtype=np.float64)
-    forward, backward = at_first * p.forward * slow, at_first * p.backward * slow
-    # With virtual stages, a chunk is done pp chunk passes before the next one.
-    passes_of_all = ((chunks - 1) * d.pp + 1) / chunks
-    return _PipelineTimes(
-        total=busy + fill,
-        busy=busy,
-        window=backward * passes_of_all,
-        drain=(d.pp - 1) * (backward / chunks + send),
-        opening=forward * passes_of_all,
-        forward=forward,
-        backward=backward,
-    )
-
-
-def _send_s(workload: Workload, d: Divisions, cluster: Cluster, framework: Framework) -> Floats:
-    """Seconds of one activation transfer between neighbouring stages."""
-    machine = cluster.workers[0]
-    width = BYTES_OF[workload.training.precision]
-    result = np.zeros(len(d))
-    known: dict[tuple[int, ...], float] = {}
-    keys = zip(
-        d.tp.tolist(), d.pp.tolist(), d.dp.tolist(), d.micro_batch.tolist(), d.sequence_parallel.tolist(),
-        d.order.tolist(), strict=True,
-    )  # fmt: skip
-    for index, (tp, pp, dp, size, sp, order) in enumerate(keys):
-        if pp == 1:
-            continue
-        stride = tp * dp if order == 0 else tp
-        near = stride < machine.node.devices and (order == 1 or tp * dp * pp <= machine.node.devices)
-        key = (tp, size, int(sp), int(near))
-        if key not in known:
-            whole = boundary_bytes(workload.model, workload.training.sequence, size, width)
-            sent = whole / tp if framework.scatter_gather or sp else float(whole)
-            link = (machine.interconnect or machine.nic) if near else machine.nic
-            rate = effective_rate(link, sent)
-            if not near:
-                ports = min(machine.node.devices, machine.node.nic.count)
-                rate *= machine.nic_rate_bytes_per_s * machine.node.nic.count / ports / link.rate_bytes_per_s
-                rate *= ports / machine.node.devices
-            known[key] = (link.launch_s + alpha_s(link) + sent / rate) * framework.network_scale
-        result[index] = known[key]
-    return result
-
-
-def _stage_elements(workload: Workload, space: Space) -> tuple[Floats, Floats]:
-    """Parameters of the fullest and of the average stage on one tensor-parallel rank."""
-    d = space.divisions
-    known: dict[tuple[int, ...], tuple[float, float]] = {}
-    result = np.empty((2, len(d)))
-    layers = zip(*(column.tolist() for column in _stage_layers(space)), strict=True)
-    for index, (tp, pp, stages) in enumerate(zip(d.tp.tolist(), d.pp.tolist(), layers, strict=True)):
-        key = (tp, pp, *stages)
+    known: dict[tuple[int, ...], tuple[float, float, float]] = {}
+    result = np.empty((3, len(d)))
+    layers = zip(*(column.tolist() for column in stage_layers(space)), strict=True)
+    one_ends = (d.pp == 1) | (d.schedule == SCHEDULES.index("zb-v"))
+    columns = (d.tp.tolist(), d.pp.tolist(), d.ep.tolist(), one_ends.tolist(), layers)
+    for index, (tp, pp, ep, one_end, stages) in enumerate(zip(*columns, strict=True)):
+        key = (tp, pp, ep, one_end, *stages)
         if key not in known:
             most, first, last = stages
-            ends = [(False, False, most), (True, pp == 1, first), (pp == 1, True, last)]
-            fullest = max(stage_parameters(workload.model, range(n), first=f, last=e, tp=tp) for f, e, n in ends)
+            ends = [(False, False, most), (True, one_end, first), (one_end, True, last)]
+            fullest, n = max(
+                (stage_parameters(workload.model, range(n), first=f, last=e, tp=tp, ep=ep), n) for f, e, n in ends
+            )
+            shared = workload.model.experts is not None and ep > 1
+            experts = (
+                stage_parameters(workload.model, range(n), first=False, last=False, tp=tp, ep=ep, part="experts")
+                if shared
+                else 0
+            )
             whole = stage_parameters(workload.model, range(workload.model.layers), first=True, last=True, tp=tp)
-            known[key] = (float(fullest), whole / pp)
+            known[key] = (float(fullest - experts), float(experts), whole / pp)
         result[:, index] = known[key]
-    return result[0], result[1]
+    return result[0], result[1], result[2]
 
 
 def _tied_s(workload: Workload, space: Space, cluster: Cluster, framework: Framework) -> Floats:
@@ -219,12 +142,13 @@ def _tied_s(workload: Workload, space: Space, cluster: Cluster, framework: Frame
     if not workload.model.tied:
         return result
     g = machine.node.devices
-    for index, (tp, pp, dp, order) in enumerate(
-        zip(d.tp.tolist(), d.pp.tolist(), d.dp.tolist(), d.order.tolist(), strict=True)
+    one_end = (d.pp == 1) | (d.schedule == SCHEDULES.index("zb-v"))
+    for index, (tp, pp, replicas, order, together) in enumerate(
+        zip(d.tp.tolist(), d.pp.tolist(), d.replicas.tolist(), d.order.tolist(), one_end.tolist(), strict=True)
     ):
-        if pp == 1:
+        if together:
             continue
-        near = (tp * dp * pp if order == 0 else tp * pp) <= g and machine.interconnect is not None
+        near = (tp * replicas * pp if order == 0 else tp * pp) <= g and machine.interconnect is not None
         link = machine.interconnect if near and machine.interconnect is not None else machine.nic
         size = vocab_per_rank(workload.model.vocab, tp, padded=False) * workload.model.hidden
         moved = float(size * BYTES_OF[space.precision.gradient])
@@ -235,44 +159,44 @@ def _tied_s(workload: Workload, space: Space, cluster: Cluster, framework: Frame
     return result
 
 
-def _optimizer_s(
-    scheme: Scheme, workload: Workload, space: Space, at: Ints, elements: Floats, cluster: Cluster
-) -> Floats:
+def _optimizer_s(scheme: Scheme, asked: _Asked) -> Floats:
+    workload, space, at = asked.workload, asked.space, asked.at
     if isinstance(scheme, ParameterServer) and scheme.optimizer_at == "server":
         return np.zeros(len(at))
-    shards = space.divisions.dp[at] if isinstance(scheme, Sharded) else np.ones(len(at))
-    device = cluster.workers[0].device
+    stepped = asked.elements + asked.experts
+    if isinstance(scheme, Sharded):
+        replicas = space.divisions.replicas[at]
+        stepped = asked.elements / replicas + asked.experts * space.divisions.ep[at] / replicas
+    device = asked.cluster.workers[0].device
     assert device is not None
     costs = device_costs(device.name)
-    sizes, inverse = np.unique(np.ceil(elements / shards).astype(np.int64), return_inverse=True)
+    sizes, inverse = np.unique(np.ceil(stepped).astype(np.int64), return_inverse=True)
     seconds = [
         costs.seconds(optimizer_kernels(int(n), space.precision.compute, workload.training.optimizer)) for n in sizes
     ]
     return np.array(seconds)[inverse]
 
 
-def _synchronise(scheme: Scheme, asked: _Asked, pipeline: _PipelineTimes) -> tuple[Floats, Floats]:
+def _synchronise(scheme: Scheme, asked: _Asked, pipeline: PipelineTimes) -> tuple[Floats, Floats]:
     """(all seconds of synchronisation, those that nothing hides), by row."""
-    d, at, elements = asked.space.divisions, asked.at, asked.elements
+    d, at = asked.space.divisions, asked.at
     machine, cluster, framework = asked.cluster.workers[0], asked.cluster, asked.framework
     gradient = BYTES_OF[asked.space.precision.gradient]
     weight = StateBytes.of(asked.space.precision, asked.workload.training.optimizer).weights
-    whole = elements * gradient
+    whole = (asked.elements + asked.experts) * gradient
     layers = np.maximum(1, asked.workload.model.layers // (d.pp[at] * d.virtual_stages[at]))
     buckets = np.maximum(1.0, np.minimum(whole / scheme.bucket_bytes, layers * d.virtual_stages[at]))
-    dp = d.dp[at]
     local = local_peers(d, cluster.devices_per_node)[at]
     scale = framework.network_scale
     overlaps = framework.overlap.gradient_reduce and (isinstance(scheme, ParameterServer) or scheme.overlap)
     window = pipeline.window[at] if overlaps else np.zeros(len(at))
     match scheme:
         case AllReduce():
-            total = _allreduce_s(scheme.algorithm, machine, cluster, dp, local, whole, buckets)
-            total = np.where(dp > 1, total, 0.0) * scale
+            total = _reduce_s(scheme.algorithm, asked, local, gradient, buckets)
             return total, np.maximum(total - window, total / buckets)
         case Sharded():
-            reduce = 0.5 * _allreduce_s("ring", machine, cluster, dp, local, whole, buckets) * scale
-            gather = 0.5 * _allreduce_s("ring", machine, cluster, dp, local, elements * weight, buckets) * scale
+            reduce = 0.5 * _reduce_s("ring", asked, local, gradient, buckets)
+            gather = 0.5 * _reduce_s("ring", asked, local, weight, buckets)
             count = d.micro_batches[at].astype(np.float64)
             forward, backward = pipeline.forward[at], pipeline.backward[at]
             if scheme.stage == 3:
@@ -297,6 +221,22 @@ def _synchronise(scheme: Scheme, asked: _Asked, pipeline: _PipelineTimes) -> tup
             # Servers begin with the later stages while the first is still at work.
             shown = np.maximum(worker - window, server - window - pipeline.drain[at])
             return total, np.maximum(shown, tail)
+
+
+def _reduce_s(algorithm: str, asked: _Asked, local: Ints, width: int, buckets: Floats) -> Floats:
+    """Seconds of the allreduce of all parameters at `width` bytes each: of the dense ones over all replicas, and of
+    shared experts over the ranks that hold the same ones."""
+    d, at, cluster = asked.space.divisions, asked.at, asked.cluster
+    machine = cluster.workers[0]
+    total = _allreduce_s(algorithm, machine, cluster, d.replicas[at], local, asked.elements * width, buckets)
+    total = np.where(d.replicas[at] > 1, total, 0.0)
+    holders = d.replicas[at] // d.ep[at]
+    some = np.flatnonzero((asked.experts > 0) & (holders > 1))
+    if len(some):
+        near = holder_peers(d, cluster.devices_per_node)[at][some]
+        size = asked.experts[some] * width
+        total[some] += _allreduce_s(algorithm, machine, cluster, holders[some], near, size, buckets[some])
+    return np.asarray(total * asked.framework.network_scale)
 
 
 def _port_rate(machine: Machine, message: Floats) -> Floats:
@@ -326,13 +266,25 @@ def _allreduce_s(
     far_alpha = alpha_s(nic) + 3 * cluster.fabric.hop_latency_s
     launch = np.where(nodes > 1, nic.launch_s, inside.launch_s if inside is not None else 0.0)
     ring = 2.0 * (n - 1.0) / n * size
-    if algorithm == "tree":
-        depth = np.ceil(np.log2(np.maximum(nodes, 2.0)))
+    depth = np.ceil(np.log2(np.maximum(nodes, 2.0)))
+    if algorithm in ("tree", "binary-tree"):
         waits = 2.0 * (depth * far_alpha + (k - 1.0) * near_alpha)
-        # A rank has at most four edges in both trees, half the buffer on each; with two or three ranks it has fewer.
-        across = np.minimum(2.0, nodes / 2.0) * size / k / far_rate
-        inside_one = np.minimum(2.0, k / 2.0) * size / near_rate
+        # A rank has at most four edges in two trees, half the buffer on each, or three in one, both ways; with two or
+        # three ranks it has fewer.
+        edges = [np.minimum(2.0, m / 2.0) if algorithm == "tree" else np.minimum(3.0, m - 1.0) for m in (nodes, k)]
+        across = edges[0] * size / k / far_rate
+        inside_one = edges[1] * size / near_rate
         bandwidth = np.where(nodes > 1, np.maximum(across, 2.0 * (k - 1.0) / k * size / near_rate), inside_one)
+    elif algorithm in ("nvls", "sharp"):
+        # Switches add up: in a node every rank sends and receives the buffer once, and between nodes its part of it,
+        # where the fabric adds; else two trees carry it.
+        adds = machine.node.interconnect is not None and machine.node.interconnect.reduces
+        inner = np.where(k > 1, 2.0 if adds else 2.0 * (k - 1.0), 0.0)
+        outer = np.where(nodes > 1, 2.0 if algorithm == "sharp" else 2.0 * depth, 0.0)
+        waits = inner * near_alpha + outer * far_alpha
+        far_load = np.where(nodes > 1, 1.0 if algorithm == "sharp" else np.minimum(2.0, nodes / 2.0), 0.0)
+        near_load = np.where(k > 1, 1.0 if adds else 2.0 * (k - 1.0) / k, 0.0)
+        bandwidth = np.maximum(near_load * size / near_rate, far_load * size / k / far_rate)
     elif algorithm == "hierarchical":
         waits = 2.0 * (k - 1.0) * near_alpha + 2.0 * (nodes - 1.0) * far_alpha
         across = 2.0 * (nodes - 1.0) / nodes * size / k / far_rate
@@ -377,7 +329,7 @@ def _server_s(
     """
     space, at, elements = asked.space, asked.at, asked.elements
     d = space.divisions
-    peers = np.minimum(local, d.dp[at]).astype(np.float64) if space.reduce_in_node else np.ones(len(at))
+    peers = np.minimum(local, d.replicas[at]).astype(np.float64) if space.reduce_in_node else np.ones(len(at))
     back = weight if scheme.optimizer_at == "server" else gradient
     message = np.full(len(at), min(scheme.partition_bytes, 1e12))
     port = _port_rate(machine, message)
@@ -386,7 +338,7 @@ def _server_s(
     worker = elements * max(gradient, back) / peers * (1.0 - own) / port
     # What all ranks push and pull together, over stages of average size.
     whole = asked.mean_elements * d.pp[at] * d.tp[at]
-    pushes, pulls = (whole * size * d.dp[at] / peers for size in (gradient, back))
+    pushes, pulls = (whole * size * d.replicas[at] / peers for size in (gradient, back))
     state = 0.0
     if scheme.optimizer_at == "server":
         tensors = 1 + STATE_TENSORS[asked.workload.training.optimizer]

@@ -1,7 +1,8 @@
-"""Seconds of one forward and one backward pass through a layer, by division: kernels, host and tensor parallelism."""
+"""Seconds of a forward and a backward pass through a layer, by division: kernels, host, and collectives inside."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +12,30 @@ from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF, Kernels
-from clustersim.layout.space import RECOMPUTES, Divisions
-from clustersim.workload.activations import embedding_collectives, head_collectives, tp_collectives
+from clustersim.hardware.kernel import BYTES_OF, Kernels, linear_layers
+from clustersim.layout.schedule import splits_backward
+from clustersim.layout.space import RECOMPUTES, SCHEDULES, Divisions
+from clustersim.workload.activations import (
+    Exchange,
+    embedding_collectives,
+    ep_collectives,
+    head_collectives,
+    tp_collectives,
+)
 from clustersim.workload.layer_kernels import (
     backward,
     embedding_backward,
     embedding_forward,
+    embedding_weight_gradients,
     forward,
     head_backward,
     head_forward,
+    head_weight_gradients,
+    layer_weight_gradients,
     recomputed,
+    without,
 )
+from clustersim.workload.ring import ring_shifts
 from clustersim.workload.training import Workload
 
 Floats = NDArray[np.float64]
@@ -30,8 +43,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Passes:
-    """Seconds by division: one layer forward and backward, the embedding and the head (both passes together), and the
-    part of a layer's two passes that is tensor-parallel communication. `coverage`: measured fraction of kernel time."""
+    """Seconds by division: one layer, the embedding and the head forward and backward, and the part of a layer's two
+    passes that is communication within them. `weights`: gradients of weights, where the schedule splits them off; they
+    are in `backward` otherwise. `coverage`: measured fraction of kernel time."""
 
     forward: Floats
     backward: Floats
@@ -39,16 +53,26 @@ class Passes:
     embedding_backward: Floats
     head_forward: Floats
     head_backward: Floats
+    weights: Floats
+    embedding_weights: Floats
+    head_weights: Floats
     tensor_parallel: Floats
     coverage: Floats
 
 
 def passes(workload: Workload, divisions: Divisions, cluster: Cluster, framework: Framework) -> Passes:
-    """Prices of every distinct (tp, micro-batch, sequence parallel, recompute); one kernel sum each."""
+    """Prices of every distinct (tp, micro-batch, sequence parallel, recompute, cp, ep, split or whole backward pass);
+    one kernel sum each."""
     slowest = [device_costs(machine.device.name) for machine in cluster.workers if machine.device is not None]
-    known: dict[tuple[int, int, int, int], tuple[float, ...]] = {}
-    rows = np.empty((8, len(divisions)))
-    columns = (divisions.tp, divisions.micro_batch, divisions.sequence_parallel.astype(np.int64), divisions.recompute)
+    known: dict[tuple[int, ...], tuple[float, ...]] = {}
+    rows = np.empty((11, len(divisions)))
+    splitting = np.array([splits_backward(schedule) for schedule in SCHEDULES])[divisions.schedule]
+    # How far apart neighbouring replicas are; without groups of them in a pass, that plays no role.
+    apart = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp)
+    columns = (
+        divisions.tp, divisions.micro_batch, divisions.sequence_parallel.astype(np.int64), divisions.recompute,
+        divisions.cp, divisions.ep, np.where((divisions.cp > 1) | (divisions.ep > 1), apart, 0), splitting,
+    )  # fmt: skip
     for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         if key not in known:
             prices = [
@@ -59,7 +83,8 @@ def passes(workload: Workload, divisions: Divisions, cluster: Cluster, framework
         rows[:, index] = known[key]
     return Passes(
         forward=rows[0], backward=rows[1], embedding_forward=rows[2], embedding_backward=rows[3],
-        head_forward=rows[4], head_backward=rows[5], tensor_parallel=rows[6], coverage=rows[7],
+        head_forward=rows[4], head_backward=rows[5], weights=rows[6], embedding_weights=rows[7], head_weights=rows[8],
+        tensor_parallel=rows[9], coverage=rows[10],
     )  # fmt: skip
 
 
@@ -73,25 +98,43 @@ def _price(
     micro_batch: int,
     sp: int,
     recompute: int,
+    cp: int,
+    ep: int,
+    apart: int,
+    splitting: bool,
 ) -> tuple[float, ...]:
-    model, sequence = workload.model, workload.training.sequence
+    model, training = workload.model, workload.training
+    load = training.expert_load(ep)
     dtype = workload.training.precision
     attention, fused = framework.attention, framework.fused_elementwise
     policy = RECOMPUTES[recompute]
-    shape = (model, sequence, micro_batch, tp, bool(sp))
-    again = recomputed(*shape, attention, fused, dtype, policy)
+    whole = (model, training.sequence, micro_batch, tp, bool(sp), attention, fused, dtype)
+    # What one rank has of it.
+    shape = (model, training.sequence // cp, micro_batch, tp, bool(sp))
+    again = recomputed(*whole, policy, ep, cp, load)
     parts: list[Kernels] = [
-        forward(*shape, attention, fused, dtype),
-        backward(*shape, attention, fused, dtype) + again,
+        forward(*whole, ep, cp, load),
+        backward(*whole, ep, cp, load) + again,
         embedding_forward(*shape, dtype),
         embedding_backward(*shape, dtype),
         head_forward(*shape, fused, dtype),
         head_backward(*shape, fused, dtype),
     ]
+    everything = parts[0] + parts[1]
+    weights: list[Kernels] = [(), (), ()]
+    if splitting:
+        weights = [
+            layer_weight_gradients(*whole, ep, cp, load),
+            embedding_weight_gradients(*shape, dtype),
+            head_weight_gradients(*shape, fused, dtype),
+        ]
+        for index, taken in zip((1, 3, 5), weights, strict=True):
+            parts[index] = without(parts[index], taken)
+    parts += weights
     width = BYTES_OF[dtype]
-    layer = tp_collectives(*shape, policy, width)
+    layer = tp_collectives(*shape, policy, width, load)
     embedding, head = embedding_collectives(*shape, width), head_collectives(*shape, width)
-    exchanges = (*layer, *embedding, *head)
+    exchanges: tuple[tuple[Exchange, ...], ...] = (*layer, *embedding, *head, (), (), ())
     shared = _sharing(machine)
     device = [costs.seconds(part) * framework.compute_scale * shared for part in parts]
     network = [
@@ -99,16 +142,36 @@ def _price(
         * framework.network_scale
         for items in exchanges
     ]
+    overlap = framework.overlap.tensor_parallel
+    for index, items in enumerate(exchanges if overlap and sp else ()):
+        # Gathers and scatters in pieces beside the linear layers that consume or produce them.
+        pieces = sum(
+            item.times * ring_s(machine, cluster, tp, item.kind, item.bytes)
+            for item in items if item.kind in ("all_gather", "reduce_scatter")
+        )  # fmt: skip
+        beside = costs.seconds(linear_layers(parts[index])) * framework.compute_scale * shared
+        network[index] -= min(overlap * pieces * framework.network_scale, beside)
+    for way, items in enumerate(ep_collectives(*shape, ep, policy, width, load)):
+        each = (item.times * all_to_all_s(machine, cluster, ep, apart, item.bytes) for item in items)
+        network[way] += sum(each) * framework.network_scale
+    for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp)):
+        for shift in shifts:
+            sent = shift_s(machine, cluster, cp, apart, shift.bytes) * framework.network_scale
+            hidden = costs.seconds(shift.beside) * framework.compute_scale * shared
+            slowed = sent * (1.0 - 1.0 / framework.overlap.compute_slowdown)
+            network[way] += shift.times * max(slowed, sent - hidden)
     host = framework.host
     launch = costs.device.launch_overhead_s * shared
     driven = [sum(count for _, count in part) * launch for part in parts]
     rerun = host.per_layer_forward_s if policy == "full" else 0.0
     driven[0] = max(driven[0], host.per_layer_forward_s * shared)
-    driven[1] = max(driven[1], (host.per_layer_backward_s + rerun) * shared)
+    backward_s = host.per_layer_backward_s * (0.5 if splitting else 1.0)
+    driven[1] = max(driven[1], (backward_s + rerun) * shared)
+    if splitting:
+        driven[6] = max(driven[6], backward_s * shared)
     # A CPU drives itself: its work and the framework's take turns on the same cores.
     itself = costs.device.kind == "cpu"
     seconds = [d + n + h if itself else max(d + n, h) for d, n, h in zip(device, network, driven, strict=True)]
-    everything = parts[0] + parts[1]
     return (*seconds, network[0] + network[1], costs.coverage(everything))
 
 
@@ -147,3 +210,52 @@ def ring_s(machine: Machine, cluster: Cluster, ranks: int, kind: str, size: floa
     near = rounds * (ranks - nodes) * alpha_s(inside) if inside is not None else 0.0
     far = rounds * (nodes - 1) * (alpha_s(nic) + 3 * cluster.fabric.hop_latency_s)
     return nic.launch_s + near + far + bytes_each / port
+
+
+def _neighbours(machine: Machine, ranks: int, apart: int) -> int:
+    """How many of `ranks` that follow each other, `apart` numbers from one to the next, share a node."""
+    g = machine.node.devices
+    return math.gcd(ranks, g // apart) if g % apart == 0 else 1
+
+
+def _near(machine: Machine, message: float) -> tuple[float, float]:
+    """(alpha, rate) inside a node for messages of this size."""
+    link = machine.interconnect or machine.nic
+    rate = effective_rate(link, message) * machine.interconnect_rate_bytes_per_s / link.rate_bytes_per_s
+    return alpha_s(link), float(rate)
+
+
+def _far(machine: Machine, cluster: Cluster, message: float) -> tuple[float, float]:
+    """(alpha, rate of one device) between nodes, when all devices of a node send at once."""
+    nic = machine.nic
+    total = machine.nic_rate_bytes_per_s * machine.node.nic.count * effective_rate(nic, message) / nic.rate_bytes_per_s
+    return alpha_s(nic) + 3 * cluster.fabric.hop_latency_s, float(total / machine.node.devices)
+
+
+def all_to_all_s(machine: Machine, cluster: Cluster, ranks: int, apart: int, size: float) -> float:
+    """Seconds of an all-to-all in which every rank has `size` bytes for all `ranks` together, itself included.
+
+    (n-1)(alpha + M/(nB)) inside a node, measured where the profile has it; over nodes of k members each the (n-k) M/n
+    bytes for other nodes go through a device's share of the NICs while (k-1) M/n stay inside.
+    """
+    if ranks == 1:
+        return 0.0
+    k = _neighbours(machine, ranks, apart)
+    near_alpha, near_rate = _near(machine, size / ranks)
+    if k == ranks:
+        measured = machine.collectives.seconds("all_to_all", ranks, size) if machine.collectives is not None else None
+        if measured is not None:
+            return measured
+        link = machine.interconnect or machine.nic
+        return link.launch_s + (ranks - 1) * (near_alpha + size / ranks / near_rate)
+    far_alpha, far_rate = _far(machine, cluster, size / ranks)
+    moved = max((ranks - k) * size / ranks / far_rate, (k - 1) * size / ranks / near_rate)
+    return machine.nic.launch_s + (k - 1) * near_alpha + (ranks - k) * far_alpha + moved
+
+
+def shift_s(machine: Machine, cluster: Cluster, ranks: int, apart: int, size: float) -> float:
+    """Seconds in which each of `ranks` sends `size` bytes to the next, the last one to the first."""
+    inside = _neighbours(machine, ranks, apart) == ranks
+    link = (machine.interconnect or machine.nic) if inside else machine.nic
+    alpha, rate = _near(machine, size) if inside else _far(machine, cluster, size)
+    return link.launch_s + alpha + size / rate

@@ -122,6 +122,8 @@ def _refuse_steps(task: Task) -> None:
 
 def _refuse_workload(workload: Workload) -> None:
     model, training = workload.model, workload.training
+    if workload.data is not None:
+        raise ExecutionError("data: the executor reads its text from memory; plan without data: and storage")
     if model.kind == "encoder" or model.head_transform or model.pooler or model.token_types:
         raise ExecutionError(
             f"model {model.name}: the executor trains decoders only, no encoders; use a GPT or a Llama"
@@ -152,6 +154,10 @@ def _refuse_layout(layout: Layout, workload: Workload, device_kind: str) -> None
         raise ExecutionError(f"tp = {mesh.tp}: the executor runs no tensor parallelism yet; fix layout.tp: 1")
     if mesh.pp > 1:
         raise ExecutionError(f"pp = {mesh.pp}: the executor runs no pipeline parallelism yet; fix layout.pp: 1")
+    if mesh.cp > 1:
+        raise ExecutionError(f"cp = {mesh.cp}: the executor runs no context parallelism yet; fix layout.cp: 1")
+    if mesh.ep > 1:
+        raise ExecutionError(f"ep = {mesh.ep}: the executor runs no expert parallelism yet; fix layout.ep: 1")
     if layout.pipeline.virtual_stages > 1:
         raise ExecutionError("virtual stages: the executor runs no pipelines yet; fix layout.virtual_stages: 1")
     scheme = layout.scheme
@@ -162,7 +168,7 @@ def _refuse_layout(layout: Layout, workload: Workload, device_kind: str) -> None
                 "parameter-server"
             )
         case AllReduce():
-            if mesh.dp > 1 and device_kind == "cpu" and scheme.algorithm in ("tree", "hierarchical"):
+            if mesh.dp > 1 and device_kind == "cpu" and scheme.algorithm in ("tree", "binary-tree", "hierarchical"):
                 raise ExecutionError(
                     f"algorithm: {scheme.algorithm}: gloo on CPUs runs its own ring; fix layout.algorithm: ring"
                 )

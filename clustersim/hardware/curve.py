@@ -198,41 +198,45 @@ def _meeting(left: tuple[int, int], right: tuple[int, int], alpha: Floats, slope
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CollectiveTable:
-    """Measured collectives of one node: per (kind, ranks), sizes in bytes and times in seconds, ascending.
+    """Measured collectives of one kind of node: per (kind, ranks, nodes), ascending sizes in bytes and times in s.
 
-    Sizes follow nccl-tests: for all_reduce, broadcast and reduce the buffer; for all_gather and
-    reduce_scatter the whole (ranks times the share of one); for all_to_all the send buffer of one rank (its
-    own share included).
+    Ranks are spread evenly over the nodes. Sizes follow nccl-tests: for all_reduce, broadcast and reduce the
+    buffer; for all_gather and reduce_scatter the whole (ranks times the share of one); for all_to_all the send
+    buffer of one rank (its own share included).
     """
 
-    curves: dict[tuple[CollectiveKind, int], tuple[Floats, Floats]]
+    curves: dict[tuple[CollectiveKind, int, int], tuple[Floats, Floats]]
 
-    def ranks(self, kind: CollectiveKind) -> tuple[int, ...]:
-        """The rank counts that were measured, ascending."""
-        return tuple(sorted(ranks for known, ranks in self.curves if known == kind))
+    def ranks(self, kind: CollectiveKind, nodes: int = 1) -> tuple[int, ...]:
+        """The rank counts that were measured on so many nodes, ascending."""
+        return tuple(sorted(ranks for known, ranks, on in self.curves if (known, on) == (kind, nodes)))
 
-    def seconds(self, kind: CollectiveKind, ranks: int, size_bytes: float) -> float | None:
+    def seconds(self, kind: CollectiveKind, ranks: int, size_bytes: float, nodes: int = 1) -> float | None:
         """Seconds of one collective, launch included; None where nothing comparable was measured.
 
         Log-log interpolation over the size. Below the smallest measured size its time holds; above the
-        largest its bandwidth holds. A rank count between two measured ones is interpolated, log-log too;
-        outside: None.
+        largest its bandwidth holds. Between two measured groups it is interpolated, log-log too: on one node over
+        the rank counts, on several over the node counts with as many ranks each; outside: None.
         """
         if ranks == 1:
             return 0.0
-        known = self.ranks(kind)
-        if ranks in known:
-            return self._along_size(kind, ranks, size_bytes)
-        below, above = [n for n in known if n < ranks], [n for n in known if n > ranks]
+        if (kind, ranks, nodes) in self.curves:
+            return self._along_size((kind, ranks, nodes), size_bytes)
+        known = [
+            key
+            for key in sorted(self.curves)
+            if key[0] == kind and (key[2] == 1 if nodes == 1 else key[2] > 1 and key[1] * nodes == ranks * key[2])
+        ]
+        below, above = [key for key in known if key[1] < ranks], [key for key in known if key[1] > ranks]
         if not below or not above:
             return None
         low, high = below[-1], above[0]
-        share = np.log(ranks / low) / np.log(high / low)
-        times = self._along_size(kind, low, size_bytes), self._along_size(kind, high, size_bytes)
+        share = np.log(ranks / low[1]) / np.log(high[1] / low[1])
+        times = self._along_size(low, size_bytes), self._along_size(high, size_bytes)
         return float(np.exp((1.0 - share) * np.log(times[0]) + share * np.log(times[1])))
 
-    def _along_size(self, kind: CollectiveKind, ranks: int, size_bytes: float) -> float:
-        sizes, times = self.curves[kind, ranks]
+    def _along_size(self, key: tuple[CollectiveKind, int, int], size_bytes: float) -> float:
+        sizes, times = self.curves[key]
         if size_bytes <= sizes[0]:
             return float(times[0])
         if size_bytes >= sizes[-1]:
@@ -241,22 +245,24 @@ class CollectiveTable:
 
 
 def collective_table(refs: Sequence[TableRef], folder: Path) -> CollectiveTable:
-    """The CSVs (`collective,ranks,bytes,time_us`) of `refs`, looked for in `folder`, as one table.
+    """The CSVs (`collective,ranks,bytes,time_us`, and `nodes` where not all is on one) of `refs`, looked for in
+    `folder`, as one table.
 
-    Rows of one (collective, ranks, bytes) are averaged (geometric mean). A larger buffer that was measured as
+    Rows of one (collective, ranks, nodes, bytes) are averaged (geometric mean). A larger buffer that was measured as
     faster is noise: such neighbours are pooled (isotonic regression of the log times), so that times never
     fall with the size.
     """
-    points: dict[tuple[CollectiveKind, int], dict[float, list[float]]] = {}
+    points: dict[tuple[CollectiveKind, int, int], dict[float, list[float]]] = {}
     for ref in refs:
         path = folder / ref.file
         columns = read_csv(path)
         missing = [name for name in ("collective", "ranks", "bytes", "time_us") if name not in columns]
         if missing:
             raise ProfileError(f"{path}: has no column {missing[0]!r}; write collective,ranks,bytes,time_us")
-        rows = zip(columns["collective"], columns["ranks"], columns["bytes"], columns["time_us"], strict=True)
-        for number, (kind, ranks, size, time) in enumerate(rows, start=1):
-            key, at, seconds = _row(kind, ranks, size, time, f"{path}: row {number}")
+        nodes = columns.get("nodes", ["1"] * len(columns["ranks"]))
+        rows = zip(columns["collective"], columns["ranks"], nodes, columns["bytes"], columns["time_us"], strict=True)
+        for number, (kind, ranks, on, size, time) in enumerate(rows, start=1):
+            key, at, seconds = _row(kind, ranks, on, size, time, f"{path}: row {number}")
             points.setdefault(key, {}).setdefault(at, []).append(seconds)
     curves = {}
     for key, by_size in sorted(points.items()):
@@ -266,7 +272,9 @@ def collective_table(refs: Sequence[TableRef], folder: Path) -> CollectiveTable:
     return CollectiveTable(curves=curves)
 
 
-def _row(kind: str, ranks: str, size: str, time: str, where: str) -> tuple[tuple[CollectiveKind, int], float, float]:
+def _row(
+    kind: str, ranks: str, nodes: str, size: str, time: str, where: str
+) -> tuple[tuple[CollectiveKind, int, int], float, float]:
     for known in get_args(CollectiveKind):
         if kind == known:
             break
@@ -274,11 +282,14 @@ def _row(kind: str, ranks: str, size: str, time: str, where: str) -> tuple[tuple
         known_kinds = ", ".join(get_args(CollectiveKind))
         raise ProfileError(f"{where}: {kind!r} is no collective; write one of {known_kinds}")
     try:
-        row = (known, int(ranks)), float(size), float(time) * 1e-6
+        row = (known, int(ranks), int(nodes)), float(size), float(time) * 1e-6
     except ValueError:
-        raise ProfileError(f"{where}: ranks, bytes, time_us = {ranks}, {size}, {time}: write numbers") from None
+        said = f"ranks, nodes, bytes, time_us = {ranks}, {nodes}, {size}, {time}"
+        raise ProfileError(f"{where}: {said}: write numbers") from None
     if row[0][1] < 2 or not (0.0 < row[1] < np.inf and 0.0 < row[2] < np.inf):
         raise ProfileError(f"{where}: ranks, bytes, time_us = {ranks}, {size}, {time}: needs 2 ranks, 1 byte, time > 0")
+    if row[0][2] < 1 or row[0][1] % row[0][2] != 0:
+        raise ProfileError(f"{where}: {ranks} ranks on {nodes} nodes: write as many ranks for every node")
     return row
 
 

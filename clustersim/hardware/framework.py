@@ -9,6 +9,8 @@ from clustersim.hardware.kernel import Dtype
 from clustersim.hardware.provenance import Provenance
 from clustersim.units import FILE, Bytes, Fraction, Positive, Seconds
 
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCost:
@@ -27,12 +29,17 @@ class HostCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """What runs beside what, and how much it slows down the other (1 = not at all)."""
+    """What runs beside what, and how much it slows down the other (1 = not at all).
+
+    `tensor_parallel`: the part of the gathers and scatters of sequence parallelism that runs in pieces beside the GEMMs
+    which consume or produce them.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     gradient_reduce: bool
     parameter_gather: bool
     pipeline_send: bool
+    tensor_parallel: Fraction = 0.0
     compute_slowdown: Positive = 1.0
 
 
@@ -42,7 +49,8 @@ class Framework:
 
     `scatter_gather`: a pipeline send carries 1/tp of the activations from each tensor-parallel rank, gathered after.
     `memory_overhead_bytes`: context, communicators and workspaces; `fragmentation`: what the allocator adds to the
-    tensors it holds. `compute_scale` and `network_scale` multiply kernel and collective times: 1 unless calibrated.
+    tensors it holds. `schedules`: the pipeline schedules that it can run. `compute_scale` and `network_scale` multiply
+    kernel and collective times: 1 unless calibrated.
     """
 
     __pydantic_config__: ClassVar[Any] = FILE
@@ -54,6 +62,7 @@ class Framework:
     host: HostCost
     overlap: Overlap
     scatter_gather: bool
+    schedules: tuple[Schedule, ...] = ("1f1b", "interleaved", "gpipe")
     memory_overhead_bytes: Bytes
     fragmentation: Fraction
     compute_scale: Positive = 1.0

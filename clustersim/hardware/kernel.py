@@ -107,3 +107,8 @@ Kernel = Gemm | Attention | Memory
 
 # Kernels with how many times each is launched.
 Kernels = tuple[tuple[Kernel, int], ...]
+
+
+def linear_layers(kernels: Kernels) -> Kernels:
+    """The GEMMs among `kernels` that stand alone: of linear layers, not of attention's heads."""
+    return tuple((kernel, count) for kernel, count in kernels if isinstance(kernel, Gemm) and kernel.batch == 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
@@ -44,13 +44,14 @@ class MemoryRows:
 class MemoryCurve:
     """Time of one operation over its bytes: effective bandwidth interpolated in log-log.
 
-    Above the largest measurement its bandwidth holds; below the smallest its time holds, because there the
-    kernel's own floor rules. Repeats at one size are averaged.
+    Above the largest measurement its bandwidth holds. Below the smallest, too, down to the kernel's own floor: the
+    shortest time that any operation of the table was measured at. Repeats at one size are averaged.
     """
 
-    __slots__ = ("_bytes", "_log_s")
+    __slots__ = ("_bytes", "_floor", "_log_s")
 
-    def __init__(self, op: MemoryOp, rows: Iterable[MemoryRows]) -> None:
+    def __init__(self, op: MemoryOp, rows: Sequence[MemoryRows]) -> None:
+        self._floor = min(log(float(r.seconds.min())) for r in rows if len(r.seconds))
         kept = [(r.traffic_bytes[s], r.seconds[s]) for r in rows for s in [r.op == op]]
         sizes, seconds = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         at, place = np.unique(sizes, return_inverse=True)
@@ -63,7 +64,7 @@ class MemoryCurve:
         sizes, logs = self._bytes, self._log_s
         size = log(max(kernel.traffic_bytes, 1))
         if size <= sizes[0]:
-            return exp(logs[0]), (sizes[0] - size) / log(2.0)
+            return exp(max(self._floor, logs[0] + size - sizes[0])), (sizes[0] - size) / log(2.0)
         if size >= sizes[-1]:
             return exp(logs[-1] + size - sizes[-1]), (size - sizes[-1]) / log(2.0)
         left = bisect_right(sizes, size) - 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, assert_never
 
+from clustersim.hardware.framework import Schedule as Schedule
 from clustersim.hardware.kernel import Dtype
+from clustersim.layout.schedule import splits_backward, stage_of
+from clustersim.layout.split import even_boundaries as even_boundaries
 from clustersim.units import FILE, Bytes
 
 Recompute = Literal["none", "selective", "full"]
-Schedule = Literal["gpipe", "1f1b", "interleaved"]
-Algorithm = Literal["ring", "tree", "hierarchical", "halving-doubling"]
+# Of an allreduce. "tree" is NCCL's double binary tree; switches in nodes add up for "nvls", those between for "sharp".
+Algorithm = Literal["ring", "tree", "binary-tree", "hierarchical", "halving-doubling", "nvls", "sharp"]
 Family = Literal["allreduce", "sharded", "parameter-server"]
 RankOrder = Literal["tp-dp-pp", "tp-pp-dp"]
 ServerPlacement = Literal["dedicated", "colocated", "mixed"]
@@ -49,6 +53,11 @@ class Mesh:
         """Worker ranks: dp * cp * tp * pp."""
         return self.replicas * self.tp * self.pp
 
+    @property
+    def expert_replicas(self) -> int:
+        """Ranks that hold the same experts: dp * cp / ep."""
+        return self.replicas // self.ep
+
 
 def node_peers(mesh: Mesh, order: RankOrder, devices_per_node: int) -> int:
     """Data-parallel peers that share a node, as many in every node (1: none).
@@ -64,7 +73,7 @@ def node_peers(mesh: Mesh, order: RankOrder, devices_per_node: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """`boundaries[c]` is the first layer of chunk c, of pp * virtual_stages chunks; chunk c runs on stage c mod pp."""
+    """`boundaries[c]` is the first layer of chunk c, of pp * virtual_stages chunks; `stage_of` says where each runs."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     schedule: Schedule
@@ -74,8 +83,10 @@ class Pipeline:
     def __post_init__(self) -> None:
         if not self.boundaries or self.boundaries[0] != 0 or list(self.boundaries) != sorted(set(self.boundaries)):
             raise ValueError("boundaries must start at layer 0 and grow")
-        if (self.virtual_stages > 1) != (self.schedule == "interleaved"):
-            raise ValueError("virtual_stages > 1 and schedule: interleaved go together")
+        if (self.schedule == "zb-v") and self.virtual_stages != 2:
+            raise ValueError("schedule: zb-v has virtual_stages: 2")
+        if (self.virtual_stages > 1) != (self.schedule in ("interleaved", "zb-v")):
+            raise ValueError("virtual_stages > 1 go together with schedule: interleaved or zb-v")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +179,11 @@ Scheme = AllReduce | Sharded | ParameterServer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRule:
-    """Which parameters are synchronised how. `reduce_in_node`: ranks of a node sum their gradients first."""
+    """Which parameters are synchronised how. `reduce_in_node`: ranks of a node sum their gradients first.
+
+    All replicas sum the gradients of dense parameters, those that hold the same experts theirs: the mesh decides with
+    whom a parameter is summed, the rule how.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     params: Literal["all"] = "all"
@@ -209,6 +224,15 @@ class Layout:
         """Model chunks: pp * virtual stages."""
         return self.mesh.pp * self.pipeline.virtual_stages
 
+    def stage_of(self, chunk: int) -> int:
+        """The stage that runs a chunk."""
+        return stage_of(self.pipeline.schedule, self.mesh.pp, chunk)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The stages of the embedding and of the head."""
+        return self.stage_of(0), self.stage_of(self.chunks - 1)
+
     def micro_batches(self, global_batch: int) -> int:
         """Micro-batches of one step on one data-parallel rank, the last one possibly smaller."""
         return -(-global_batch // (self.mesh.dp * self.micro_batch))
@@ -247,24 +271,30 @@ def family(scheme: Scheme) -> Family:
             assert_never(scheme)
 
 
-def even_boundaries(layers: int, chunks: int) -> tuple[int, ...]:
-    """First layers of `chunks` chunks as equal as can be, the larger ones first."""
-    base, extra = divmod(layers, chunks)
-    return tuple(index * base + min(index, extra) for index in range(chunks))
+def degrees(mesh: Mesh) -> str:
+    """The degrees of a mesh; cp and ep where there are any."""
+    named = [("dp", mesh.dp), ("tp", mesh.tp), ("pp", mesh.pp)]
+    named += [(name, size) for name, size in (("cp", mesh.cp), ("ep", mesh.ep)) if size > 1]
+    return " ".join(f"{name}{size}" for name, size in named)
 
 
-def describe(layout: Layout) -> str:
-    """A layout in one short line, as the tables show it."""
-    mesh, pipeline = layout.mesh, layout.pipeline
-    degrees = f"dp{mesh.dp} tp{mesh.tp} pp{mesh.pp}"
-    degrees += "".join(f" {name}{size}" for name, size in (("cp", mesh.cp), ("ep", mesh.ep)) if size > 1)
-    parts = [degrees, f"mb{layout.micro_batch}"]
-    if pipeline.virtual_stages > 1:
+def describe(layout: Layout, layers: int | None = None) -> str:
+    """A layout in one short line, as the tables show it; with how many layers each chunk has, where these are not as
+    even as the `layers` of the model allow."""
+    pipeline = layout.pipeline
+    parts = [degrees(layout.mesh), f"mb{layout.micro_batch}"]
+    if splits_backward(pipeline.schedule):
+        parts.append(pipeline.schedule)
+    elif pipeline.virtual_stages > 1:
         parts.append(f"v{pipeline.virtual_stages}")
     if layout.sequence_parallel:
         parts.append("sp")
     if layout.recompute != "none":
         parts.append(f"{layout.recompute} rc")
+    if layers is not None and pipeline.boundaries != even_boundaries(layers, layout.chunks):
+        sizes = [len(layout.chunk_layers(chunk, layers)) for chunk in range(layout.chunks)]
+        runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
+        parts.append("layers " + "+".join(f"{count}x{size}" if count > 1 else str(size) for size, count in runs))
     return f"{' '.join(parts)}, {describe_scheme(layout.scheme)}"
 
 

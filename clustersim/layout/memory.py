@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,15 +10,20 @@ from numpy.typing import NDArray
 
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
-from clustersim.layout.buckets import cuts, layer_elements
-from clustersim.layout.layout import AllReduce, ParameterServer, Precision, Schedule, Sharded, even_boundaries
+from clustersim.layout.buckets import cuts, expert_elements, layer_elements
+from clustersim.layout.layout import AllReduce, ParameterServer, Precision, Schedule, Sharded
+from clustersim.layout.moments import fullest_moments
+from clustersim.layout.schedule import chunks_of, splits_backward, stage_of
 from clustersim.layout.space import RECOMPUTES, SCHEDULES, Space
 from clustersim.workload.activations import (
     activation_bytes_per_layer,
     boundary_bytes,
     embedding_activation_bytes,
     head_activation_bytes,
+    head_weight_gradient_bytes,
     logits_bytes,
+    ring_buffer_bytes,
+    weight_gradient_bytes,
     working_set_bytes,
 )
 from clustersim.workload.parameters import parameter_count
@@ -78,7 +84,7 @@ class InFlight:
 
 def passes_in_flight(schedule: Schedule, pp: int, stage: int, count: int, virtual: int) -> InFlight:
     """What a stage holds at most (P13): min(m, pp - stage) passes under 1F1B, all m under GPipe, the warm-up and one
-    more with virtual stages."""
+    more with virtual stages. (Where the backward pass is split, `fullest_moments`.)"""
     if schedule == "gpipe":
         return InFlight(chunks=count, first_chunk=count, last_chunk=count)
     if schedule == "1f1b":
@@ -93,10 +99,12 @@ def passes_in_flight(schedule: Schedule, pp: int, stage: int, count: int, virtua
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Stages:
-    """Per division, for one stage of each: parameters, bytes of activations, and the elements of the largest bucket and
-    of the largest three in a row, by bucket limit in bytes."""
+    """Per division, for one stage of each: parameters that all replicas hold and those of the rank's experts where
+    these are shared, bytes of activations, and the elements of the largest bucket and of the largest three in a row, by
+    bucket limit in bytes."""
 
     parameters: Floats
+    experts: Floats
     activations: Floats
     largest: dict[float, tuple[Floats, Floats]]
 
@@ -104,23 +112,24 @@ class _Stages:
 def footprint(workload: Workload, space: Space, framework: Framework) -> Footprint:
     """Memory of every row of `space`. O(distinct divisions * layers) Python, the rest in arrays.
 
-    The fullest worker is on the first stage (most micro-batches in flight, the embedding, a layer more where stages are
-    uneven) or the last (logits, head); where the user named the stages' boundaries, every stage is looked at. State:
-    per parameter weights, gradients and optimizer state, divided by dp as far as the scheme shards them; sharded
-    weights need the gathered bucket, the one before it and the one being prefetched. Activations: what each layer
-    keeps, times the micro-batches in flight, and the working set of one recomputed layer. Logits: fp32, and the
-    gradient of one micro-batch's. The allocator adds `fragmentation` to all tensors.
+    The fullest worker is on the first stage (most micro-batches in flight, the embedding), on the last (logits, head),
+    or on one that holds more layers than those before it; these are looked at. State: per parameter weights, gradients
+    and optimizer state, divided by the ranks that hold the same parameter (dp * cp, and 1/ep of these for experts) as
+    far as the scheme shards them; sharded weights need the gathered bucket, the one before it and the one being
+    prefetched. Activations: what each layer keeps, times the micro-batches in flight, and the working set of one
+    recomputed layer. Logits: fp32, and the gradient of one micro-batch's. The allocator adds `fragmentation` to all
+    tensors.
     """
     divisions = space.divisions
     state_bytes = StateBytes.of(space.precision, workload.training.optimizer)
     row = space.division
-    dp = divisions.dp[row].astype(np.float64)
-    count = 2 if space.boundaries is None else int(divisions.pp.max(initial=1))
+    candidates = [_fullest_stages(space, *key) for key in _keys(divisions.schedule, divisions.pp, divisions.split)]
+    count = max((len(stages) for stages in candidates), default=0)
     limits = sorted({scheme.bucket_bytes for scheme in space.schemes if not isinstance(scheme, AllReduce)})
     results = []
     for number in range(count):
         stages = _stages(workload, space, framework, number, limits)
-        state, buffers = _state(space, state_bytes, stages, dp)
+        state, buffers = _state(space, state_bytes, stages)
         results.append((state, stages.activations[row], buffers))
     stacked = [np.stack(parts) for parts in zip(*results, strict=True)]
     worst = np.argmax(sum(stacked), axis=0)
@@ -135,32 +144,73 @@ def footprint(workload: Workload, space: Space, framework: Framework) -> Footpri
 
 
 def _stages(workload: Workload, space: Space, framework: Framework, number: int, limits: list[float]) -> _Stages:
-    """One stage of every division: the first (0) or the last (1), or stage `number` where boundaries are named."""
+    """One stage of every division: number `number` of those that may be the fullest."""
     divisions = space.divisions
     known: dict[tuple[int, ...], tuple[float, ...]] = {}
+    # Parameters by stage alone: micro-batches, recomputation and context parallelism do not change them.
+    held: dict[tuple[int, int, int, tuple[range, ...]], tuple[float, float, list[float]]] = {}
     columns = (
         divisions.tp, divisions.pp, divisions.micro_batch, divisions.micro_batches, divisions.virtual_stages,
-        divisions.sequence_parallel.astype(np.int64), divisions.recompute, divisions.schedule,
+        divisions.sequence_parallel.astype(np.int64), divisions.recompute, divisions.schedule, divisions.cp,
+        divisions.ep, divisions.split,
     )  # fmt: skip
-    result = np.empty((2 + 2 * len(limits), len(divisions)))
+    result = np.empty((3 + 2 * len(limits), len(divisions)))
     for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         if key not in known:
-            tp, pp, _, _, virtual, _, _, _ = key
-            stage = min(number, pp - 1) if space.boundaries is not None or number == 0 else pp - 1
-            spans = _spans(space, stage, pp, virtual)
-            parameters, sizes = _parameters(workload, space, tp, pp, spans, limits)
-            known[key] = (parameters, _activations(workload, framework, stage, spans, *key), *sizes)
+            tp, pp, virtual, schedule, ep, split = key[0], key[1], key[4], key[7], key[9], key[10]
+            stages = _fullest_stages(space, schedule, pp, split)
+            stage = stages[min(number, len(stages) - 1)]
+            spans = _spans(space, SCHEDULES[schedule], stage, pp, virtual, split)
+            # Where one stage holds both ends, tied embeddings are there once.
+            apart = 1 if stage_of(SCHEDULES[schedule], pp, pp * virtual - 1) == 0 else pp
+            of = (tp, apart, ep, spans)
+            if of not in held:
+                held[of] = _parameters(workload, space, *of, limits)
+            *parameters, sizes = held[of]
+            known[key] = (*parameters, _activations(workload, framework, stage, spans, *key[:10]), *sizes)
         result[:, index] = known[key]
-    largest = {limit: (result[2 + 2 * i], result[3 + 2 * i]) for i, limit in enumerate(limits)}
-    return _Stages(parameters=result[0], activations=result[1], largest=largest)
+    largest = {limit: (result[3 + 2 * i], result[4 + 2 * i]) for i, limit in enumerate(limits)}
+    return _Stages(parameters=result[0], experts=result[1], activations=result[2], largest=largest)
 
 
-def _spans(space: Space, stage: int, pp: int, virtual: int) -> tuple[range, ...]:
+def _keys(*columns: NDArray[np.int64]) -> list[tuple[int, ...]]:
+    """The distinct rows of some columns."""
+    return [tuple(row) for row in np.unique(np.stack(columns), axis=1).T.tolist()]
+
+
+def _fullest_stages(space: Space, schedule: int, pp: int, split: int) -> tuple[int, ...]:
+    """The stages one of which is the fullest, whatever a layer and the ends keep: the two ends, and those with more
+    layers than any before. Where weight gradients wait, later stages hold more of what these need, so that those with
+    more layers than any after count too; and either of a V's two ways may."""
+    return _candidates(space.splits[split], space.layers, SCHEDULES[schedule], pp)
+
+
+@functools.lru_cache(maxsize=4096)
+def _candidates(boundaries: tuple[int, ...], layers: int, schedule: Schedule, pp: int) -> tuple[int, ...]:
+    ends = (*boundaries[1:], layers)
+    sizes = np.array([end - first for first, end in zip(boundaries, ends, strict=True)])
+    virtual = len(boundaries) // pp
+    ways = [sizes[[chunks_of(schedule, pp, stage, virtual)[way] for stage in range(pp)]] for way in range(virtual)]
+    found = {0, pp - 1}
+    for loads in (*ways, np.sum(ways, axis=0)):
+        found |= set(_records(loads))
+        if splits_backward(schedule):
+            found |= {pp - 1 - stage for stage in _records(loads[::-1])}
+    return tuple(sorted(found))
+
+
+def _records(values: NDArray[np.int64]) -> list[int]:
+    """Where a value is larger than all before it."""
+    before = np.maximum.accumulate(np.concatenate([[-1], values[:-1]]))
+    return [int(index) for index in np.flatnonzero(values > before)]
+
+
+def _spans(space: Space, schedule: Schedule, stage: int, pp: int, virtual: int, split: int) -> tuple[range, ...]:
     """The layers of each chunk of a stage, the embedding (-1) and the head (L) included where it holds them."""
-    starts = space.boundaries or even_boundaries(space.layers, pp * virtual)
+    starts = space.splits[split]
     ends = (*starts[1:], space.layers)
     found = []
-    for chunk in range(stage, pp * virtual, pp):
+    for chunk in chunks_of(schedule, pp, stage, virtual):
         first = -1 if chunk == 0 else starts[chunk]
         last = space.layers + 1 if chunk == pp * virtual - 1 else ends[chunk]
         found.append(range(first, last))
@@ -168,20 +218,22 @@ def _spans(space: Space, stage: int, pp: int, virtual: int) -> tuple[range, ...]
 
 
 def _parameters(
-    workload: Workload, space: Space, tp: int, pp: int, spans: tuple[range, ...], limits: list[float]
-) -> tuple[float, list[float]]:
-    """Parameters of a stage; for each limit its largest bucket and its largest three neighbouring ones, in elements."""
+    workload: Workload, space: Space, tp: int, pp: int, ep: int, spans: tuple[range, ...], limits: list[float]
+) -> tuple[float, float, list[float]]:
+    """Parameters of a stage, shared experts apart; for each limit its largest bucket and its largest three neighbouring
+    ones, in elements."""
     model = workload.model
-    parameters = float(sum(layer_elements(model, tp, pp, layer) for span in spans for layer in span))
+    parameters = float(sum(layer_elements(model, tp, pp, layer, ep) for span in spans for layer in span))
+    experts = float(sum(expert_elements(model, tp, layer, ep) for span in spans for layer in span))
     sizes: list[float] = []
     for limit in limits:
         buckets = [
-            [cut.elements for cut in cuts(model, tp, pp, span, limit, BYTES_OF[space.precision.gradient])]
+            [cut.elements for cut in cuts(model, tp, pp, span, limit, BYTES_OF[space.precision.gradient], ep)]
             for span in spans
         ]
         sizes.append(float(max(max(chunk) for chunk in buckets)))
         sizes.append(float(max(sum(chunk[i : i + 3]) for chunk in buckets for i in range(max(1, len(chunk) - 2)))))
-    return parameters, sizes
+    return parameters - experts, experts, sizes
 
 
 def _activations(
@@ -197,33 +249,63 @@ def _activations(
     sp: int,
     recompute: int,
     schedule: int,
+    cp: int,
+    ep: int,
 ) -> float:
     """Bytes of activations on one rank of a stage at their peak."""
-    model, sequence = workload.model, workload.training.sequence
+    model, training = workload.model, workload.training
+    sequence = training.sequence // cp
     # fp8 training keeps its activations in 16 bits.
     width = max(2, BYTES_OF[workload.training.precision])
     shape = (model, sequence, micro_batch, tp, bool(sp))
     policy = RECOMPUTES[recompute]
-    kept = activation_bytes_per_layer(*shape, policy, framework.attention, width)
+    layer = (model, training.sequence, micro_batch, tp, bool(sp), policy, framework.attention, width)
+    kept = activation_bytes_per_layer(*layer, cp, training.expert_load(ep))
+    layers = [len(range(max(0, span.start), min(model.layers, span.stop))) for span in spans]
+    total = float(working_set_bytes(*layer, cp, training.expert_load(ep)))
+    total += ring_buffer_bytes(model, training.sequence, micro_batch, tp, cp, width)
+    if pp > 1:
+        total += 2 * boundary_bytes(model, sequence, micro_batch, width)
+    if splits_backward(SCHEDULES[schedule]):
+        whole = (model, training.sequence, micro_batch, tp, bool(sp), framework.attention, framework.fused_elementwise)
+        needed = weight_gradient_bytes(*whole, width, ep, cp, training.expert_load(ep))
+        ahead, later = [kept * n for n in layers], [needed * n for n in layers]
+        logits = [0.0] * len(spans)
+        for index, span in enumerate(spans):
+            if span.start == -1:
+                ahead[index] += embedding_activation_bytes(*shape, width)
+                later[index] += boundary_bytes(model, sequence, micro_batch, width)
+            if span.stop == model.layers + 1:
+                logits[index] = logits_bytes(model, sequence, micro_batch, tp) / 2
+                ahead[index] += head_activation_bytes(*shape, width) + int(logits[index])
+                later[index] += head_weight_gradient_bytes(*shape, framework.fused_elementwise, width)
+        return total + max(
+            sum(
+                held.passes * a + held.weights * w + (g if held.passes else 0.0)
+                for held, a, w, g in zip(moment, ahead, later, logits, strict=True)
+            )
+            for moment in fullest_moments(SCHEDULES[schedule], pp, stage, count, virtual)
+        )
     flying = passes_in_flight(SCHEDULES[schedule], pp, stage, count, virtual)
-    # Chunks of different sizes (named boundaries): as if all in flight were of the largest.
-    layers = max(len(range(max(0, span.start), min(model.layers, span.stop))) for span in spans)
-    total = float(flying.chunks * kept * layers)
-    total += working_set_bytes(*shape, policy, framework.attention, width)
+    # Chunks of different sizes: as if all in flight were of the largest.
+    total += float(flying.chunks * kept * max(layers))
     if stage == 0:
         total += flying.first_chunk * embedding_activation_bytes(*shape, width)
     if stage == pp - 1:
         total += flying.last_chunk * head_activation_bytes(*shape, width)
         # Half of it is the gradient, which one micro-batch at a time needs.
         total += (flying.last_chunk + 1) / 2 * logits_bytes(model, sequence, micro_batch, tp)
-    if pp > 1:
-        total += 2 * boundary_bytes(model, sequence, micro_batch, width)
     return total
 
 
-def _state(space: Space, per: StateBytes, stages: _Stages, dp: Floats) -> tuple[Floats, Floats]:
+def _state(space: Space, per: StateBytes, stages: _Stages) -> tuple[Floats, Floats]:
     """(model state, buffers) in bytes by row."""
-    weights, gradients, optimizer = (np.full(len(space), float(x)) for x in (per.weights, per.gradients, per.optimizer))
+    d, row = space.divisions, space.division
+    whole, experts = stages.parameters[row], stages.experts[row]
+    # What a rank keeps of the parameters that it uses, if all ranks that hold the same ones share them out.
+    shards = whole / d.replicas[row] + experts * d.ep[row] / d.replicas[row]
+    kept = whole + experts
+    weights, gradients, optimizer = (kept * x for x in (per.weights, per.gradients, per.optimizer))
     buffers = np.zeros(len(space))
     for index, scheme in enumerate(space.schemes):
         rows = space.scheme == index
@@ -233,12 +315,12 @@ def _state(space: Space, per: StateBytes, stages: _Stages, dp: Floats) -> tuple[
                 pass
             case Sharded():
                 one, three = stages.largest[scheme.bucket_bytes]
-                optimizer[rows] /= dp[rows]
+                optimizer[rows] = shards[rows] * per.optimizer
                 if scheme.stage >= 2:
-                    gradients[rows] /= dp[rows]
+                    gradients[rows] = shards[rows] * per.gradients
                     buffers[rows] += one[at] * per.gradients
                 if scheme.stage == 3:
-                    weights[rows] /= dp[rows]
+                    weights[rows] = shards[rows] * per.weights
                     buffers[rows] += three[at] * per.weights
             case ParameterServer():
                 if scheme.optimizer_at == "server":
@@ -246,7 +328,7 @@ def _state(space: Space, per: StateBytes, stages: _Stages, dp: Floats) -> tuple[
                     optimizer[rows] = 0.0
                     # Pulled weights arrive beside those in use.
                     buffers[rows] += one[at] * per.weights
-    return stages.parameters[space.division] * (weights + gradients + optimizer), buffers
+    return weights + gradients + optimizer, buffers
 
 
 def _server(workload: Workload, space: Space, per: StateBytes) -> Floats:
@@ -262,6 +344,6 @@ def _server(workload: Workload, space: Space, per: StateBytes) -> Floats:
                 width = BYTES_OF[space.precision.optimizer]
                 kept += width * (1 + STATE_TENSORS[workload.training.optimizer])
             d, at = space.divisions, space.division[space.scheme == index]
-            receiving = d.dp[at] * d.tp[at] * d.pp[at] * scheme.partition_bytes
+            receiving = d.replicas[at] * d.tp[at] * d.pp[at] * scheme.partition_bytes
             result[space.scheme == index] = share * total * kept + receiving
     return result

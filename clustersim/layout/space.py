@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import Dtype
+from clustersim.hardware.kernel import BYTES_OF, Dtype
+from clustersim.layout.auto import auto_algorithms
 from clustersim.layout.choices import Choices
+from clustersim.layout.ends import end_loads
 from clustersim.layout.layout import (
     Algorithm,
     AllReduce,
@@ -28,32 +31,38 @@ from clustersim.layout.layout import (
     Scheme,
     Sharded,
     SyncRule,
-    even_boundaries,
     family,
 )
+from clustersim.layout.split import splits
 from clustersim.workload.training import Workload
 
 Ints = NDArray[np.int64]
 
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved")
+SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")
 ORDERS: tuple[RankOrder, ...] = ("tp-dp-pp", "tp-pp-dp")
 FAMILIES: tuple[Family, ...] = ("allreduce", "sharded", "parameter-server")
-ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "hierarchical", "halving-doubling")
+# A single tree sends half as much again as two, and waits as long: only on request, as GPipe.
+ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "hierarchical", "halving-doubling", "nvls", "sharp")
 BUCKET_BYTES = 25.0 * 2**20
 # BytePS's default partition.
 PARTITION_BYTES = 4_096_000.0
 _MOST_VIRTUAL_STAGES = 8
 _LARGEST_MICRO_BATCH = 64
+# Tokens of a sequence that a context-parallel rank keeps at least, unless cp is named.
+_LEAST_CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Divisions:
-    """Ways to divide the computation, one a row; `recompute`, `schedule`, `order` index the tuples above."""
+    """Ways to divide the computation, one a row; `recompute`, `schedule`, `order` index the tuples above, `split` the
+    boundaries of `Space.splits`."""
 
     dp: Ints
     tp: Ints
     pp: Ints
+    cp: Ints
+    ep: Ints
     micro_batch: Ints
     micro_batches: Ints
     virtual_stages: Ints
@@ -61,9 +70,15 @@ class Divisions:
     recompute: Ints
     schedule: Ints
     order: Ints
+    split: Ints
 
     def __len__(self) -> int:
         return len(self.dp)
+
+    @property
+    def replicas(self) -> Ints:
+        """Ranks that hold the same dense weights: dp * cp."""
+        return self.dp * self.cp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,7 +91,7 @@ class Space:
     division: Ints
     scheme: Ints
     precision: Precision
-    boundaries: tuple[int, ...] | None
+    splits: tuple[tuple[int, ...], ...]
     layers: int
     reduce_in_node: bool
 
@@ -88,13 +103,13 @@ class Space:
         d, i = self.divisions, int(self.division[row])
         pp, virtual = int(d.pp[i]), int(d.virtual_stages[i])
         return Layout(
-            mesh=Mesh(dp=int(d.dp[i]), tp=int(d.tp[i]), pp=pp),
+            mesh=Mesh(dp=int(d.dp[i]), tp=int(d.tp[i]), pp=pp, cp=int(d.cp[i]), ep=int(d.ep[i])),
             micro_batch=int(d.micro_batch[i]),
             sequence_parallel=bool(d.sequence_parallel[i]),
             pipeline=Pipeline(
                 schedule=SCHEDULES[int(d.schedule[i])],
                 virtual_stages=virtual,
-                boundaries=self.boundaries or even_boundaries(self.layers, pp * virtual),
+                boundaries=self.splits[int(d.split[i])],
             ),
             recompute=RECOMPUTES[int(d.recompute[i])],
             precision=self.precision,
@@ -109,10 +124,13 @@ class Space:
             (d.dp == mesh.dp)
             & (d.tp == mesh.tp)
             & (d.pp == mesh.pp)
+            & (d.cp == mesh.cp)
+            & (d.ep == mesh.ep)
             & (d.micro_batch == layout.micro_batch)
             & (d.virtual_stages == layout.pipeline.virtual_stages)
             & (d.sequence_parallel == layout.sequence_parallel)
             & (d.recompute == RECOMPUTES.index(layout.recompute))
+            & (d.schedule == SCHEDULES.index(layout.pipeline.schedule))
         )
         schemes = [index for index, scheme in enumerate(self.schemes) if scheme == layout.scheme]
         for row in np.flatnonzero(same[self.division] & np.isin(self.scheme, schemes)):
@@ -129,72 +147,95 @@ class Space:
         return np.array([FAMILIES.index(family(scheme)) for scheme in self.schemes], np.int64)[self.scheme]
 
     def distinct(self, rows: Ints) -> int:
-        """How many of `rows` differ in (dp, tp, pp, micro-batch, recompute, virtual stages, family)."""
+        """How many of `rows` differ in (dp, tp, pp, cp, ep, micro-batch, recompute, schedule, boundaries, family)."""
         if not len(rows):
             return 0
         d = self.divisions
         i = self.division[rows]
-        keys = np.stack(
-            [d.dp[i], d.tp[i], d.pp[i], d.micro_batch[i], d.recompute[i], d.virtual_stages[i], self.family_of()[rows]]
-        )
+        columns = (d.dp, d.tp, d.pp, d.cp, d.ep, d.micro_batch, d.recompute, d.schedule, d.split)
+        keys = np.stack([*(column[i] for column in columns), self.family_of()[rows]])
         return int(np.unique(keys, axis=1).shape[1])
 
 
 def layouts(workload: Workload, cluster: Cluster, framework: Framework, choices: Choices) -> Space:
     """Every legal layout of `workload` on all devices of `cluster`.
 
-    Legal: dp * tp * pp = devices; tp divides heads and feed-forward columns and spans at most two nodes; dp times the
-    micro-batch divides the global batch; a stage has at least one layer; interleaving has micro-batches in multiples of
-    pp and layers in multiples of pp * virtual stages; ZeRO stages 2 and 3 run without a pipeline (they would reduce,
-    and gather, for every micro-batch of every stage). GPipe takes as long as 1F1B and more memory, so that it is only
-    considered on request. O(divisions * schemes).
+    Legal: dp * cp * tp * pp = devices; ep divides dp * cp and the experts, with sequence parallelism where tp > 1, as
+    Megatron-LM asks, and without parameter servers; cp divides sequences into even pieces; tp divides heads and
+    feed-forward columns and spans at most two nodes; dp times the micro-batch divides the global batch; a stage has at
+    least one layer; interleaving has micro-batches in multiples of pp and layers in multiples of pp * virtual stages;
+    ZeRO stages 2 and 3 run without a pipeline (they would reduce, and gather, for every micro-batch of every stage).
+    GPipe takes as long as 1F1B and more memory, so that it is only considered on request. Layers are split evenly, or
+    such that the slowest stage has less to do, where the embedding and the head allow it. O(divisions * schemes).
     """
-    divisions = _divisions(workload, cluster, framework, choices)
+    divisions, boundaries = _divisions(workload, cluster, framework, choices)
     schemes = tuple(_schemes(cluster, choices))
     count = len(divisions)
-    dp, pp = divisions.dp, divisions.pp
+    replicas, pp = divisions.replicas, divisions.pp
     legal = np.zeros((count, len(schemes)), np.bool_)
     local = local_peers(divisions, cluster.devices_per_node)
+    precision = precision_of(workload.training.precision, framework, choices.gradient)
+    automatic = np.empty(0, np.str_)
+    if choices.algorithm == "auto":
+        groups = {"replicas": replicas, "local": local, "tp": divisions.tp, "pp": pp, "ep": divisions.ep}
+        bucket, width = choices.bucket_bytes or BUCKET_BYTES, BYTES_OF[precision.gradient]
+        automatic = np.array(auto_algorithms(workload.model, cluster, groups, bucket, width), np.str_)
     for column, scheme in enumerate(schemes):
         if isinstance(scheme, AllReduce):
-            ok = (dp > 1) | (scheme.algorithm == "ring")
-            if scheme.algorithm == "hierarchical" and choices.algorithm is None:
+            ok = (replicas > 1) | (scheme.algorithm == "ring")
+            if choices.algorithm == "auto":
+                ok = automatic == scheme.algorithm
+            elif scheme.algorithm == "hierarchical" and choices.algorithm is None:
                 # With one rank a node, or one node, it is the ring.
-                ok = (local > 1) & (dp > local)
+                ok = (local > 1) & (replicas > local)
+            elif scheme.algorithm == "nvls":
+                inside = [machine.node.interconnect for machine in cluster.workers]
+                ok = (local > 1) & all(wires is not None and wires.reduces for wires in inside)
+            elif scheme.algorithm == "sharp":
+                ok = (replicas > local) & cluster.fabric.in_network_reduction
         elif isinstance(scheme, Sharded):
-            ok = (dp > 1) & ((pp == 1) | (scheme.stage == 1))
+            ok = (replicas > 1) & ((pp == 1) | (scheme.stage == 1))
         else:
             spread = scheme.colocated
-            ok = (dp > 1) & ((spread == 0) | (np.full(count, cluster.devices) % max(1, spread) == 0))
+            ok = (replicas > 1) & ((spread == 0) | (np.full(count, cluster.devices) % max(1, spread) == 0))
+            # A server counts on as many pushes of every parameter; experts have fewer holders than the rest.
+            ok &= divisions.ep == 1
         legal[:, column] = ok
     division, scheme_index = np.nonzero(legal)
-    training = workload.training
     return Space(
         divisions=divisions,
         schemes=schemes,
         division=division,
         scheme=scheme_index,
-        precision=precision_of(training.precision, framework),
-        boundaries=choices.boundaries,
+        precision=precision,
+        splits=boundaries,
         layers=workload.model.layers,
         # Ranks of one host have no network to spare: summing first would only copy once more.
         reduce_in_node=cluster.workers[0].nic.kind != "loopback",
     )
 
 
-def precision_of(compute: Dtype, framework: Framework) -> Precision:
-    """Types of a training in `compute`: gradients in the framework's type, or in that of wider compute."""
+def precision_of(compute: Dtype, framework: Framework, gradient: Dtype | None = None) -> Precision:
+    """Types of a training in `compute`: gradients in the type that is asked for, else in the framework's, or in that of
+    wider compute."""
     if compute in ("fp32", "tf32", "fp64"):
         wide: Dtype = "fp64" if compute == "fp64" else "fp32"
-        return Precision(compute=compute, gradient=wide, optimizer=wide)
-    return Precision(compute=compute, gradient=framework.gradient_dtype, optimizer="fp32")
+        return Precision(compute=compute, gradient=gradient or wide, optimizer=wide)
+    return Precision(compute=compute, gradient=gradient or framework.gradient_dtype, optimizer="fp32")
 
 
 def local_peers(divisions: Divisions, devices_per_node: int) -> Ints:
     """Data-parallel peers of a rank in its own node, itself included (`node_peers`, for every division)."""
     inner = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp)
     fits = devices_per_node % inner == 0
-    return np.where(fits, np.gcd(divisions.dp, devices_per_node // inner), 1)
+    return np.where(fits, np.gcd(divisions.replicas, devices_per_node // inner), 1)
+
+
+def holder_peers(divisions: Divisions, devices_per_node: int) -> Ints:
+    """Ranks in a rank's own node that hold the same experts, itself included: every ep-th replica."""
+    inner = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp) * divisions.ep
+    fits = devices_per_node % inner == 0
+    return np.where(fits, np.gcd(divisions.replicas // divisions.ep, np.maximum(1, devices_per_node // inner)), 1)
 
 
 def _divisors(number: int) -> list[int]:
@@ -205,19 +246,28 @@ def _among(options: Iterable[int], fixed: int | None) -> list[int]:
     return [option for option in options if fixed is None or option == fixed]
 
 
-def _divisions(workload: Workload, cluster: Cluster, framework: Framework, choices: Choices) -> Divisions:
-    rows = list(_division_rows(workload, cluster, framework, choices))
-    table = np.array(rows, np.int64).reshape(len(rows), 10).T
-    return Divisions(
+def _divisions(
+    workload: Workload, cluster: Cluster, framework: Framework, choices: Choices
+) -> tuple[Divisions, tuple[tuple[int, ...], ...]]:
+    """All divisions, and the boundaries that they index."""
+    known: dict[tuple[int, ...], int] = {}
+    rows = [
+        (*row, known.setdefault(boundaries, len(known)))
+        for row, boundaries in _division_rows(workload, cluster, framework, choices)
+    ]
+    table = np.array(rows, np.int64).reshape(len(rows), 13).T
+    divisions = Divisions(
         dp=table[0], tp=table[1], pp=table[2], micro_batch=table[3], micro_batches=table[4],
         virtual_stages=table[5], sequence_parallel=table[6].astype(np.bool_), recompute=table[7], schedule=table[8],
-        order=table[9],
+        order=table[9], cp=table[10], ep=table[11], split=table[12],
     )  # fmt: skip
+    return divisions, tuple(known)
 
 
 def _division_rows(
     workload: Workload, cluster: Cluster, framework: Framework, choices: Choices
-) -> Iterator[tuple[int, ...]]:
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(columns, boundaries) of every division."""
     model, training = workload.model, workload.training
     devices = cluster.devices
     order = ORDERS.index(choices.order or "tp-dp-pp")
@@ -231,19 +281,50 @@ def _division_rows(
     for tp in _among(_divisors(devices), choices.tp):
         if not model.splits_over(tp) or tp > max(2 * cluster.devices_per_node, choices.tp or 0):
             continue
+        ends_of = [(index, end_loads(workload, cluster, framework, tp, RECOMPUTES[index])) for index in recomputes]
         for pp in _among(_divisors(devices // tp), choices.pp):
-            dp = devices // (tp * pp)
-            if pp > model.layers or (choices.dp is not None and dp != choices.dp):
+            if pp > model.layers:
                 continue
-            for size, count in _micro_batches(training.global_batch, dp, choices.micro_batch):
-                for schedule, virtual in _schedules(model.layers, pp, count, choices):
-                    for sp in (False, True):
-                        if choices.sequence_parallel not in (None, sp):
-                            continue
-                        if sp and (tp == 1 or (training.sequence * size) % tp != 0):
-                            continue
-                        for recompute in recomputes:
-                            yield dp, tp, pp, size, count, virtual, int(sp), recompute, schedule, order
+            for dp, cp, ep in _replicas(workload, framework, devices // (tp * pp), choices):
+                for size, count in _micro_batches(training.global_batch, dp, choices.micro_batch):
+                    for schedule, virtual in _schedules(model.layers, pp, count, framework, choices):
+                        for sp in _sequence_parallel(tp, ep, training.sequence // cp * size, choices):
+                            for recompute, ends in ends_of:
+                                row = dp, tp, pp, size, count, virtual, int(sp), recompute, schedule, order, cp, ep
+                                stages = (model.layers, SCHEDULES[schedule], pp, virtual)
+                                for boundaries in splits(*stages, *ends, choices.boundaries):
+                                    yield row, boundaries
+
+
+def _sequence_parallel(tp: int, ep: int, tokens: int, choices: Choices) -> list[bool]:
+    """Without and with: tensor-parallel ranks that share experts would send every token once each without."""
+    fits = tp > 1 and tokens % tp == 0
+    return [
+        sp for sp in (False, True) if choices.sequence_parallel in (None, sp) and (fits if sp else tp == 1 or ep == 1)
+    ]
+
+
+def _replicas(
+    workload: Workload, framework: Framework, replicas: int, choices: Choices
+) -> Iterator[tuple[int, int, int]]:
+    """(dp, cp, ep) of so many replicas.
+
+    Ring attention needs a fused kernel and two equal pieces of every sequence for each rank; unless a degree is named,
+    ranks keep `_LEAST_CONTEXT` tokens of a sequence or more: with fewer, attention hides less and less of the sends,
+    and splitting a batch or a layer does as well. Ranks that share the experts have as many of them each.
+    """
+    sequence, experts = workload.training.sequence, workload.model.experts
+    for cp in _among(_divisors(replicas), choices.cp):
+        if choices.dp not in (None, replicas // cp):
+            continue
+        if cp > 1:
+            if framework.attention != "flash" or sequence % (2 * cp) != 0:
+                continue
+            if choices.cp is None and sequence // cp < _LEAST_CONTEXT:
+                continue
+        for ep in _among(_divisors(experts.count) if experts is not None else [1], choices.ep):
+            if replicas % ep == 0:
+                yield replicas // cp, cp, ep
 
 
 def _micro_batches(global_batch: int, dp: int, fixed: int | None) -> Iterator[tuple[int, int]]:
@@ -264,27 +345,40 @@ def _micro_batches(global_batch: int, dp: int, fixed: int | None) -> Iterator[tu
         size *= 2
 
 
-def _schedules(layers: int, pp: int, count: int, choices: Choices) -> Iterator[tuple[int, int]]:
-    """(schedule, virtual stages) pairs."""
+def _schedules(layers: int, pp: int, count: int, framework: Framework, choices: Choices) -> Iterator[tuple[int, int]]:
+    """(schedule, virtual stages) pairs: those that the framework runs, where there is a pipeline to run."""
     asked, virtual = choices.schedule, choices.virtual_stages
-    fits = choices.boundaries is None or len(choices.boundaries) == pp * (virtual or 1)
-    if asked in (None, "1f1b") and virtual in (None, 1) and fits:
-        yield SCHEDULES.index("1f1b"), 1
-    if asked == "gpipe" and virtual in (None, 1) and fits:
-        yield SCHEDULES.index("gpipe"), 1
+    named = len(choices.boundaries) if isinstance(choices.boundaries, tuple) else None
+    able: tuple[Schedule, ...] = framework.schedules if pp > 1 else ("1f1b", "gpipe")
+
+    def fits(schedule: Schedule, chunks: int) -> bool:
+        return schedule in able and virtual in (None, chunks) and named in (None, pp * chunks) and pp * chunks <= layers
+
+    single: tuple[Schedule, ...] = ("1f1b", "gpipe", "zb-h1")
+    for schedule in single:
+        if (asked == schedule or (asked is None and schedule != "gpipe")) and fits(schedule, 1):
+            yield SCHEDULES.index(schedule), 1
     if asked in (None, "interleaved") and pp > 1 and count % pp == 0:
+        slots = 2 if choices.boundaries == "slots" else 0
         for chunks in range(2, min(layers // pp, max(_MOST_VIRTUAL_STAGES, virtual or 0)) + 1):
-            named = choices.boundaries is not None and len(choices.boundaries) == pp * chunks
-            if (layers % (pp * chunks) == 0 or named) and virtual in (None, chunks):
+            if ((layers + slots) % (pp * chunks) == 0 or named) and fits("interleaved", chunks):
                 yield SCHEDULES.index("interleaved"), chunks
+    if asked in (None, "zb-v") and fits("zb-v", 2):
+        yield SCHEDULES.index("zb-v"), 2
 
 
 def _schemes(cluster: Cluster, choices: Choices) -> Iterator[Scheme]:
     bucket = choices.bucket_bytes or BUCKET_BYTES
     if "allreduce" in choices.families:
-        for algorithm in ALGORITHMS:
-            if choices.algorithm in (None, algorithm):
-                yield AllReduce(algorithm=algorithm, bucket_bytes=bucket, overlap=True)
+        match choices.algorithm:
+            case None:
+                named = ALGORITHMS
+            case "auto":
+                named = get_args(Algorithm)
+            case _:
+                named = (choices.algorithm,)
+        for algorithm in named:
+            yield AllReduce(algorithm=algorithm, bucket_bytes=bucket, overlap=True)
     if "sharded" in choices.families:
         for stage in (1, 2, 3):
             if choices.sharded_stage in (None, stage):

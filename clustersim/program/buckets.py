@@ -7,6 +7,7 @@ from clustersim.layout.buckets import cuts
 from clustersim.layout.layout import Layout, ParameterServer
 from clustersim.program.program import Bucket, ServerShare
 from clustersim.workload.model import Model
+from clustersim.workload.parameters import Part
 
 
 def chunk_span(model: Model, layout: Layout, chunk: int) -> range:
@@ -18,17 +19,28 @@ def chunk_span(model: Model, layout: Layout, chunk: int) -> range:
 
 
 def buckets(model: Model, layout: Layout) -> tuple[Bucket, ...]:
-    """The buckets of all chunks, numbered from the last chunk's last layer to the first chunk's first. O(layers)."""
+    """The buckets of all chunks, numbered from the last chunk's last layer to the first chunk's first. O(layers).
+
+    Experts that only some replicas hold are summed over fewer ranks, and so have a bucket of their own beside that of
+    the other parameters of the same layers.
+    """
     result: list[Bucket] = []
     mesh, width = layout.mesh, BYTES_OF[layout.precision.gradient]
+    # Where one stage holds both ends, tied embeddings are there once.
+    apart = 1 if layout.ends[0] == layout.ends[1] else mesh.pp
     for chunk in reversed(range(layout.chunks)):
         span = chunk_span(model, layout, chunk)
-        for cut in cuts(model, mesh.tp, mesh.pp, span, layout.scheme.bucket_bytes, width):
-            result.append(
-                Bucket(
-                    index=len(result), stage=chunk, first_layer=cut.first, last_layer=cut.last, elements=cut.elements
-                )
-            )
+        for cut in cuts(model, mesh.tp, apart, span, layout.scheme.bucket_bytes, width, mesh.ep):
+            parts: list[tuple[Part, int]] = [("dense" if cut.experts else "all", cut.elements - cut.experts)]
+            if cut.experts:
+                parts.append(("experts", cut.experts))
+            for part, elements in parts:
+                result.append(
+                    Bucket(
+                        index=len(result), stage=chunk, first_layer=cut.first, last_layer=cut.last,
+                        elements=elements, params=part,
+                    )
+                )  # fmt: skip
     return tuple(result)
 
 

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Literal
 from clustersim.hardware.kernel import Kernels
 from clustersim.layout.layout import Algorithm, Mesh, RankOrder
 from clustersim.timeline import OpId
+from clustersim.workload.parameters import Part
 
 # "compute" is the device's compute stream; "collective" its communication stream; "gather" that of a node's peers
 # who share what they pulled; "next" and "previous" carry pipeline sends; "push" and "pull" the traffic with servers;
-# "host" a server's reduction and optimizer.
-Stream = Literal["compute", "collective", "gather", "next", "previous", "push", "pull", "host"]
-CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
+# "host" a server's reduction and optimizer; "input" reads from storage.
+Stream = Literal["compute", "collective", "gather", "next", "previous", "push", "pull", "host", "input"]
+CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce", "send_recv"]
+CollectiveAlgorithm = Algorithm | Literal["pairwise", "per-rail", "chain", "binomial", "scatter-allgather", "direct"]
 # "dp" are all replicas of a stage's weights (dp * cp of them); "cp" those that share a sequence, "ep" those that share
 # a set of experts, "expert-dp" those that hold the same experts.
 Group = Literal["tp", "dp", "node-dp", "cp", "ep", "expert-dp", "embedding"]
@@ -24,24 +26,33 @@ Ref = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
-    """A collective inside a compute op, on its critical path: `count` times over `bytes` of a group."""
+    """A collective inside a compute op, on its critical path: `count` times over `bytes` of a group.
+
+    Each time the kernels `beside` it (which are among those of the op) hide what they can of it.
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     group: Literal["tp", "cp", "ep"] = "tp"
     kind: CollectiveKind
     bytes: int
     count: int
+    beside: Kernels = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a compute op does: kernels, tensor-parallel collectives, and the layers and passes that the host drives."""
+    """What a compute op does: kernels, the collectives of its tensor-, context- and expert-parallel groups, and the
+    layers and passes that the host drives.
+
+    `split_layers` are driven backward in two works, this one and another: each takes half the host's time.
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     kernels: Kernels
     inner: tuple[Inner, ...]
     forward_layers: int
     backward_layers: int
+    split_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +91,7 @@ class Collective:
     after: tuple[Ref, ...]
     kind: CollectiveKind
     group: Group
-    algorithm: Algorithm
+    algorithm: CollectiveAlgorithm
     bytes: int
 
 
@@ -130,7 +141,30 @@ class Gate:
     staleness: int
 
 
-Op = Compute | Transfer | Collective | Exchange | Update | Gate
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Each rank of this position reads its part of a step's batch: `bytes` of samples, of which `stored_bytes` come
+    from storage and the rest from memory, in requests of `sample_bytes`.
+
+    `readers` threads a rank (those that have something to do) each fetch a sample and then decode it for `decode_ns` of
+    a core's time. The read of a step
+    begins once the step 1 + `prefetch` before it is over.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    type: Literal["read"] = "read"
+    id: OpId
+    stream: Stream = "input"
+    after: tuple[Ref, ...] = ()
+    bytes: int
+    stored_bytes: int
+    sample_bytes: int
+    readers: int
+    decode_ns: int
+    prefetch: int
+
+
+Op = Compute | Transfer | Collective | Exchange | Update | Gate | Read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +180,11 @@ class Position:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
     """Gradients that are sent together: of `layers` (first, last; the embedding counts as layer -1, the head as L) of
-    one chunk, `elements` numbers on one tensor-parallel rank. Numbered in the order in which they become ready."""
+    one chunk, `elements` numbers on one tensor-parallel rank. Numbered in the order in which they become ready.
+
+    `params`: all parameters of these layers, which all replicas hold; or, where ranks share the experts, those experts
+    that a rank holds (`experts`), or everything else (`dense`).
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     index: int
@@ -154,6 +192,7 @@ class Bucket:
     first_layer: int
     last_layer: int
     elements: int
+    params: Part = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

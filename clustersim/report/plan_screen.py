@@ -47,7 +47,8 @@ def asked(plan: Plan) -> Text:
         f"{plan.workload.model.name}, batch {training.global_batch} x {training.sequence} tokens, "
         f"{training.precision}, {training.optimizer}, {plan.framework.name}"
     )
-    second = f"{nodes} ({devices} {noun})" + (f", {servers}" if servers else "")
+    storage = ", ".join(f"{_hosts(spec)} x {name}" for name, spec in plan.scenario.cluster.storage.items())
+    second = f"{nodes} ({devices} {noun})" + "".join(f", {hosts}" for hosts in (servers, storage) if hosts)
     goal = {"step_time": "fastest step", "usd": "cheapest token"}[plan.scenario.objective]
     limits = []
     if plan.scenario.constraints.memory_headroom:
@@ -81,14 +82,14 @@ def ranking(plan: Plan, top: int) -> Table:
     least = _score(plan, plan.ranking[0])
     for number, candidate in enumerate(shown, start=1):
         table.add_row(
-            str(number), *_row(candidate, _score(plan, candidate) / least), style="bold" if number == 1 else ""
+            str(number), *_row(plan, candidate, _score(plan, candidate) / least), style="bold" if number == 1 else ""
         )
     others = [best for best in plan.best_of_family if best.layout not in [candidate.layout for candidate in shown]]
     if others:
         table.add_section()
     for best in others:
         place = next((n for n, other in enumerate(plan.ranking, start=1) if other.layout == best.layout), None)
-        table.add_row(str(place) if place is not None else "-", *_row(best, _score(plan, best) / least))
+        table.add_row(str(place) if place is not None else "-", *_row(plan, best, _score(plan, best) / least))
     return table
 
 
@@ -98,7 +99,7 @@ def _score(plan: Plan, candidate: Candidate) -> float:
     return found.usd_per_step or found.step_s if plan.scenario.objective == "usd" else found.step_s
 
 
-def _row(candidate: Candidate, ratio: float) -> tuple[str, ...]:
+def _row(plan: Plan, candidate: Candidate, ratio: float) -> tuple[str, ...]:
     # The interval is of the time itself. What two layouts have in common cancels between them, so that their ratio is
     # known better, and stands beside it.
     found = candidate.prediction
@@ -106,7 +107,7 @@ def _row(candidate: Candidate, ratio: float) -> tuple[str, ...]:
     price = found.usd_per_billion_tokens
     sign = "" if found.source == "simulated" else " (estimated)"
     return (
-        describe(candidate.layout) + sign,
+        describe(candidate.layout, plan.workload.model.layers) + sign,
         with_interval(found.step_s, found.low_s, found.high_s),
         "" if ratio == 1.0 else signed_percent(ratio - 1.0),
         counted(float(supported(found.tokens_per_s, relative).replace(",", ""))),
@@ -132,19 +133,40 @@ def why(plan: Plan) -> list[str]:
             ("compute", found.compute_s),
             ("pipeline bubble", found.bubble_s),
             ("exposed communication", found.exposed_communication_s),
+            ("waiting for input", found.input_stall_s),
         )
+        if name != "waiting for input" or seconds > 0.0
     )
     memory = f"{human_bytes(found.memory_bytes)} on the fullest worker"
     if found.server_memory_bytes:
         memory += f", {human_bytes(found.server_memory_bytes)} on the fullest server"
     lines = [
-        f"Best: {describe(best.layout)}. Its step is {shares}; limited by {best.bottleneck}; {memory}; "
-        f"{percent(found.coverage)} of the kernel time is from measured tables."
+        f"Best: {describe(best.layout, plan.workload.model.layers)}. Its step is {shares}; limited by "
+        f"{best.bottleneck}; {memory}; {percent(found.coverage)} of the kernel time is from measured tables."
     ]
+    lines += _input_binds(plan, best)
     for other in plan.against:
         crossover = f" {_sentence(other.crossover)}" if other.crossover else ""
         lines.append(f"{_sentence(other.reason)}{crossover}")
     return lines
+
+
+def _input_binds(plan: Plan, best: Candidate) -> list[str]:
+    """A warning where the step waits for its input, with what would do."""
+    found, data = best.prediction, plan.workload.data
+    if data is None or found.input_stall_s < 0.005 * found.step_s:
+        return []
+    size = plan.workload.training.global_batch * data.sample_bytes * (1.0 - data.cache)
+    wanted = size / (found.step_s - found.input_stall_s)
+    limit = best.bottleneck.rsplit(" ", 1)[0]
+    mend = {
+        "readers": "more readers, a shorter decode, or faster storage", "drives": "more or faster storage hosts",
+        "storage out": "faster cards in the storage hosts, or more of them",
+    }.get(limit, "more storage, or a larger cache")  # fmt: skip
+    return [
+        f"Input binds: a step waits {human_seconds(found.input_stall_s)} for its {human_bytes(size)}, which come at "
+        f"{human_bytes(size / found.step_s)}/s; {human_bytes(wanted)}/s would keep up. What helps: {mend}."
+    ]
 
 
 def _sentence(text: str) -> str:

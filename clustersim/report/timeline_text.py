@@ -1,161 +1,170 @@
-"""A critical path in lines that a person can read: runs of like spans merged."""
+"""A critical path in lines that a person can read: what happens again and again, once, with how often and how long."""
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from rich.table import Table
 
 from clustersim.report.figures import percent
-from clustersim.timeline import Span, Timeline, critical_path, is_communication
+from clustersim.timeline import Leg, Span, Timeline, critical_legs, is_communication, step_ends
 from clustersim.units import human_seconds
 
 _VERBS = {
     "send": "send activations", "all-reduce": "all-reduce gradients", "reduce-scatter": "reduce-scatter gradients",
     "all-gather": "all-gather weights", "push": "push gradients", "pull": "pull weights", "update": "server updates",
-    "gate": "wait for the slowest",
+    "gate": "end of the step", "read": "read input",
 }  # fmt: skip
+_PASSES = {
+    "forward": "forward", "backward": "backward", "weight-gradient": "weight gradients", "synchronise": "reduction",
+    "update": "optimizer step",
+}  # fmt: skip
+_INSIDE = "collectives inside"
+# Rows of less than this share of the path are shown together.
+_LEAST_SHARE = 0.0005
+
+# What happened, of which phase, and on which class of ranks (-1: on several).
+Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """A run of the critical path: what happened, where, from when, and how long it took, waiting apart."""
+    """What the critical path does again and again: first from `start_s`, last until `end_s`, `times` in all, `busy_s`
+    together; `waited_s` where nothing ran that is known of."""
 
     what: str
     where: str
     start_s: float
+    end_s: float
     busy_s: float
     waited_s: float
     spans: int
+    times: int
 
 
-def stretches(timeline: Timeline, most: int = 14) -> list[Stretch]:
-    """The critical path, first to last, in at most `most` stretches where merging can achieve that.
+@dataclass(slots=True)
+class _Heap:
+    """Legs of one kind, while they are gathered."""
 
-    Three grains are tried, finest first: same op kind, phase and place; then all compute and sends of one place; then
-    all compute and sends wherever they run.
+    start_s: float
+    end_s: float = 0.0
+    seconds: float = 0.0
+    spans: int = 0
+    passes: set[tuple[object, ...]] = field(default_factory=set)
+    seconds_on: dict[int, float] = field(default_factory=dict)
+
+    def add(self, leg: Leg, seconds: float) -> None:
+        """One leg more, `seconds` of which are of this kind."""
+        self.end_s = max(self.end_s, leg.end_s)
+        self.seconds += seconds
+        self.spans += 1
+        if leg.span is not None:
+            # The pieces of a pass are one pass.
+            op = leg.span.op
+            once = (op.step, op.micro_batch, op.stage) if op.kind == "compute" else (self.spans,)
+            self.passes.add(once)
+            self.seconds_on[leg.span.rank] = self.seconds_on.get(leg.span.rank, 0.0) + seconds
+
+
+def stretches(timeline: Timeline, most: int = 14, *, last_step: bool = False) -> list[Stretch]:
+    """The critical path as rows of like ops, by first appearance; their seconds add up to it.
+
+    Rows tell classes of ranks apart where that takes at most `most` rows. `last_step`: only what happened once the step
+    before the last had ended.
     """
-    path = _path(timeline)
+    ends = step_ends(timeline)
+    since = ends[-2] if last_step and len(ends) > 1 else None
+    legs = critical_legs(timeline, since)
+    apart = _heaps(legs, lambda span: span.rank)
+    found = apart if len(apart) <= most else _heaps(legs, lambda span: -1)
     labels = {c.rank: c.label for c in timeline.classes}
-    grains: tuple[Callable[[Span], tuple[object, ...]], ...] = (
-        lambda span: (span.op.kind, span.op.phase, span.rank),
-        lambda span: (_broad(span), span.rank),
-        lambda span: (_broad(span),),
-    )
-    found: list[Stretch] = []
-    for grain in grains:
-        found = _merged(path, grain, labels)
-        if len(found) <= most:
-            break
+    return [_stretch(key, heap, labels) for key, heap in found.items()]
+
+
+def _heaps(legs: Sequence[Leg], place: Callable[[Span], int]) -> dict[Key, _Heap]:
+    found: dict[Key, _Heap] = {}
+
+    def put(key: Key, leg: Leg, seconds: float) -> None:
+        heap = found.get(key)
+        if heap is None:
+            heap = found[key] = _Heap(start_s=leg.start_s)
+        heap.add(leg, seconds)
+
+    for leg in legs:
+        span = leg.span
+        if span is None:
+            put(("wait", "", -1), leg, leg.duration_s)
+            continue
+        kind, phase = span.op.kind, span.op.phase if span.op.kind in ("compute", "all-gather") else ""
+        whole = span.end_s - span.start_s
+        inside = span.inside_s * leg.duration_s / whole if whole > 0.0 else 0.0
+        put((kind, phase, place(span)), leg, leg.duration_s - inside)
+        if inside > 0.0:
+            put((_INSIDE, phase, place(span)), leg, inside)
     return found
 
 
-def _path(timeline: Timeline) -> list[Span]:
-    """The critical path back to the start. Parts of a bucket overlap with the parts of what they wait for, so that a
-    span may name nothing that ended before it: the path goes on with what ended last before it began."""
-    path = list(critical_path(timeline))
-    by_end = sorted(timeline.spans, key=lambda span: (span.end_s, span.start_s))
-    ends = [span.end_s for span in by_end]
-    while path:
-        first = path[0]
-        index = bisect.bisect_right(ends, first.start_s + 1e-12 * max(1.0, first.start_s)) - 1
-        while index >= 0 and by_end[index].start_s >= first.start_s:
-            index -= 1
-        if index < 0:
-            break
-        current = by_end[index]
-        chain = [current]
-        while current.after:
-            current = max((timeline.spans[i] for i in current.after), key=lambda span: span.end_s)
-            chain.append(current)
-        path = [*reversed(chain), *path]
-    return path
+def _stretch(key: Key, heap: _Heap, labels: dict[int, str]) -> Stretch:
+    kind, phase, _ = key
+    times = len(heap.passes)
+    waiting = kind == "wait"
+    return Stretch(
+        what=_what(kind, phase, times),
+        where=_where(heap.seconds_on, labels),
+        start_s=heap.start_s,
+        end_s=heap.end_s,
+        busy_s=0.0 if waiting else heap.seconds,
+        waited_s=heap.seconds if waiting else 0.0,
+        spans=heap.spans,
+        times=max(1, times),
+    )
 
 
-def _broad(span: Span) -> str:
-    return "pipeline" if span.op.kind in ("compute", "send") else span.op.kind
+def _what(kind: str, phase: str, times: int) -> str:
+    many = f"{times:,} x " if times > 1 else ""
+    if kind == "wait":
+        return "waiting"
+    if kind == "compute":
+        return f"{many}{_PASSES[phase]}"
+    if kind == _INSIDE:
+        return f"{_INSIDE} {many}{_PASSES[phase]}"
+    of = f", {_PASSES[phase]}" if phase in ("forward", "backward") and kind == "all-gather" else ""
+    exposed = "" if kind in ("gate", "update") else ", exposed"
+    return f"{many}{_VERBS.get(kind, kind)}{of}{exposed}"
 
 
-def _merged(path: Sequence[Span], grain: Callable[[Span], tuple[object, ...]], labels: dict[int, str]) -> list[Stretch]:
-    result = []
-    reached = path[0].start_s if path else 0.0
-    for _, group in itertools.groupby(path, key=grain):
-        spans = list(group)
-        start = reached
-        busy = 0.0
-        for span in spans:
-            busy += max(0.0, span.end_s - max(span.start_s, reached))
-            reached = max(reached, span.end_s)
-        result.append(
-            Stretch(
-                what=_what(spans), where=_where(spans, labels), start_s=start, busy_s=busy,
-                waited_s=max(0.0, reached - start - busy), spans=len(spans),
-            )
-        )  # fmt: skip
-    return result
+def _where(seconds_on: dict[int, float], labels: dict[int, str]) -> str:
+    names = {rank: labels.get(rank, f"rank {rank}") for rank in seconds_on}
+    if len(names) <= 1:
+        return next(iter(names.values()), "")
+    most = max(seconds_on, key=lambda rank: (seconds_on[rank], -rank))
+    return f"{percent(seconds_on[most] / sum(seconds_on.values()))} {names[most]}"
 
 
-def _what(spans: Sequence[Span]) -> str:
-    parts = []
-    counts: dict[tuple[str, str], list[Span]] = {}
-    for span in spans:
-        phase: str = span.op.phase if span.op.kind == "compute" else ""
-        counts.setdefault((span.op.kind, phase), []).append(span)
-    # What is computed goes first: sends are short.
-    counts = dict(sorted(counts.items(), key=lambda item: item[0][0] != "compute"))
-    for (kind, phase), like in counts.items():
-        if kind == "compute":
-            parts.append(f"{_COMPUTE.get(phase, phase)}{_micro_batches(like)}")
-        else:
-            many = f" ({len(like)} x)" if len(like) > 1 else ""
-            parts.append(f"{_VERBS.get(kind, kind)}{many}")
-    return ", ".join(parts)
-
-
-_COMPUTE = {"forward": "forward", "backward": "backward", "synchronise": "reduction", "update": "optimizer step"}
-
-
-def _micro_batches(spans: Sequence[Span]) -> str:
-    numbers = sorted({span.op.micro_batch for span in spans if span.op.micro_batch >= 0})
-    if not numbers:
-        return ""
-    if len(numbers) == 1:
-        return f" of micro-batch {numbers[0]}"
-    joined = numbers[-1] - numbers[0] + 1 == len(numbers)
-    return f" of micro-batches {numbers[0]}-{numbers[-1]}" if joined else f" of {len(numbers)} micro-batches"
-
-
-def _where(spans: Iterable[Span], labels: dict[int, str]) -> str:
-    seen = list(dict.fromkeys(labels.get(span.rank, f"rank {span.rank}") for span in spans))
-    return seen[0] if len(seen) == 1 else f"{seen[0]} … {seen[-1]}"
-
-
-def critical_path_table(timeline: Timeline, most: int = 14) -> Table:
-    """The critical path as a table: when, how long, what, and on whom."""
+def critical_path_table(timeline: Timeline, most: int = 14, *, last_step: bool = False) -> Table:
+    """The critical path as a table: what the step waits for, how long in all, when, and on whom. Rows add up to the
+    last."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("from", justify="right", no_wrap=True)
-    table.add_column("for", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
+    for name in ("for", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what the step waits for", ratio=3)
+    table.add_column("between", no_wrap=True)
     table.add_column("on", ratio=2)
-    total = timeline.makespan_s or 1.0
-    rows = stretches(timeline, most)
-    rows = [row for row in rows if row.busy_s + row.waited_s >= 0.0005 * total]
-    # Where nothing merges any further, the ends tell more than the middle.
-    shown = rows if len(rows) <= 2 * most else [*rows[:most], *rows[-most:]]
-    for index, row in enumerate(shown):
-        if len(shown) < len(rows) and index == most:
-            hidden = rows[most:-most]
-            seconds = sum(other.busy_s + other.waited_s for other in hidden)
-            table.add_row("…", human_seconds(seconds), percent(seconds / total), f"{len(hidden)} more", "")
-        waited = f", {human_seconds(row.waited_s)} of it waiting" if row.waited_s > 0.005 * total else ""
+    rows = stretches(timeline, most, last_step=last_step)
+    total = sum(row.busy_s + row.waited_s for row in rows)
+    if not total:
+        return table
+    short = [row for row in rows if row.busy_s + row.waited_s < _LEAST_SHARE * total]
+    for row in rows:
         seconds = row.busy_s + row.waited_s
-        table.add_row(
-            human_seconds(row.start_s), human_seconds(seconds), percent(seconds / total), row.what + waited, row.where
-        )
+        if row not in short:
+            between = f"{human_seconds(row.start_s)} - {human_seconds(row.end_s)}"
+            table.add_row(human_seconds(seconds), percent(seconds / total), row.what, between, row.where)
+    if short:
+        seconds = sum(row.busy_s + row.waited_s for row in short)
+        table.add_row(human_seconds(seconds), percent(seconds / total), "others", "", "")
+    table.add_row(human_seconds(total), percent(1.0), "in all", "", "", style="bold")
     return table
 
 
@@ -169,14 +178,14 @@ def phase_table(timeline: Timeline) -> Table:
             continue
         key = (span.op.phase, span.op.kind, span.rank in servers)
         of_rank = seconds.setdefault(key, {})
-        of_rank[span.rank] = of_rank.get(span.rank, 0.0) + (span.end_s - span.start_s) / timeline.steps
+        of_rank[span.rank] = of_rank.get(span.rank, 0.0) + (span.end_s - span.start_s - span.idle_s) / timeline.steps
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("phase")
     table.add_column("work")
     table.add_column("on")
     for name in ("mean", "busiest", "of step"):
         table.add_column(name, justify="right", no_wrap=True)
-    order = ("forward", "backward", "synchronise", "update")
+    order = tuple(_PASSES)
     step = timeline.makespan_s / timeline.steps or 1.0
     for (phase, kind, at_server), of_rank in sorted(seconds.items(), key=lambda item: order.index(item[0][0])):
         crowd = [rank for rank in members if (rank in servers) == at_server]

@@ -16,7 +16,7 @@ _MOST_LEAVES = 8
 
 def picture(cluster: Cluster, title: str) -> Drawing:
     """The cluster as a drawing. One box stands for all nodes of a kind; leaves beyond eight are counted, not drawn."""
-    machines = (*cluster.workers, *cluster.servers)
+    machines = cluster.machines
     widths = [_node_width(machine) for machine in machines]
     width = max(560.0, sum(widths) + _GAP * 2 * (len(machines) - 1) + 2 * _MARGIN)
     several = sum(machine.count for machine in machines) > 1 and machines[0].nic.kind != "loopback"

@@ -27,12 +27,14 @@ def tree(cluster: Cluster, title: str) -> Tree:
         parts += [_counted(cluster.worker_nodes, "node"), _counted(cluster.devices, "device")]
     if cluster.server_nodes:
         parts.append(_counted(cluster.server_nodes, "host without devices", "hosts without devices"))
+    if cluster.storage_nodes:
+        parts.append(_counted(cluster.storage_nodes, "storage host"))
     what = ", ".join(parts)
     root = Tree(Text.assemble((title, "bold"), f": {what} (rates per direction)"))
-    if cluster.worker_nodes + cluster.server_nodes > 1:
+    if sum(machine.count for machine in cluster.machines) > 1:
         root.add(Text(fabric_line(cluster)))
     node = rank = 0
-    for machine in (*cluster.workers, *cluster.servers):
+    for machine in cluster.machines:
         ranks = f", ranks {rank}-{rank + machine.count * machine.node.devices - 1}" if machine.node.devices else ""
         numbers = f"nodes {node}-{node + machine.count - 1}" if machine.count > 1 else f"node {node}"
         branch = root.add(Text.assemble((f"{machine.count} x {machine.node.name}", "bold"), f"  {numbers}{ranks}"))
@@ -46,6 +48,14 @@ def tree(cluster: Cluster, title: str) -> Tree:
                 root.add(Text(f"rank {fault.rank} computes {fault.slowdown:g} times slower", "yellow"))
             case SlowNic():
                 root.add(Text(f"node {fault.node} NIC {fault.nic} keeps {fault.speed:.0%} of its rate", "yellow"))
+    for other in cluster.background:
+        what = "NICs" if other.link == "nic" else "leaf uplinks"
+        where = (
+            ""
+            if other.at is None
+            else f" of {'node' if other.link == 'nic' else 'leaf'} " + ", ".join(map(str, other.at))
+        )
+        root.add(Text(f"other jobs use {other.share:.0%} of the {what}{where}", "yellow"))
     return root
 
 
@@ -71,7 +81,9 @@ def machine_lines(machine: Machine) -> list[str]:
     )
     if node.storage is not None:
         read = rate(node.storage.read_rate_bytes_per_s)
-        lines.append(f"storage ({node.storage.tier}): reads {read}, {human_seconds(node.storage.read_latency_s)}")
+        drives = _counted(node.storage.drives, "drive")
+        latency = human_seconds(node.storage.read_latency_s)
+        lines.append(f"storage ({node.storage.tier}, {drives}): reads {read} in all, {latency} a read")
     return lines
 
 
@@ -85,8 +97,9 @@ def fabric_line(cluster: Cluster) -> str:
         return f"one switch, non-blocking, {latency}"
     found: Leaves = leaves(cluster)
     blocking = "non-blocking" if fabric.oversubscription == 1.0 else f"{fabric.oversubscription:g}:1 oversubscribed"
+    ways = f"{found.spines} x " if found.spines > 1 else ""
     rails = f"{found.rails} rails, " if found.rails > 1 else ""
     return (
         f"{fabric.kind}: {rails}{found.count} leaves of {fabric.nodes_per_leaf} nodes, {blocking}, "
-        f"{rate(found.uplink_bytes_per_s)} up from each, {latency}"
+        f"{ways}{rate(found.uplink_bytes_per_s)} up from each, {latency}"
     )

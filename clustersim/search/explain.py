@@ -24,7 +24,7 @@ _ROWS = 64
 
 
 def with_nic_rate(cluster: Cluster, factor: float) -> Cluster:
-    """The cluster with every NIC, of workers and servers, `factor` times as fast."""
+    """The cluster with every NIC, of workers, servers and storage, `factor` times as fast."""
 
     def faster(machine: Machine) -> Machine:
         nic = replace(machine.node.nic, rate_bytes_per_s=machine.nic_rate_bytes_per_s * factor)
@@ -34,16 +34,38 @@ def with_nic_rate(cluster: Cluster, factor: float) -> Cluster:
         cluster,
         workers=tuple(faster(machine) for machine in cluster.workers),
         servers=tuple(faster(machine) for machine in cluster.servers),
+        storage=tuple(faster(machine) for machine in cluster.storage),
+    )
+
+
+def with_storage_rate(cluster: Cluster, factor: float) -> Cluster:
+    """The cluster with the drives of all hosts `factor` times as fast."""
+
+    def faster(machine: Machine) -> Machine:
+        storage = machine.node.storage
+        if storage is None:
+            return machine
+        rate, latency = storage.read_rate_bytes_per_s * factor, storage.read_latency_s / factor
+        drives = replace(storage, read_rate_bytes_per_s=rate, read_latency_s=latency)
+        return replace(machine, node=replace(machine.node, storage=drives))
+
+    return replace(
+        cluster,
+        workers=tuple(faster(machine) for machine in cluster.workers),
+        storage=tuple(faster(machine) for machine in cluster.storage),
     )
 
 
 def lever_questions(question: Question) -> dict[str, Question]:
     """The question with 10 % more of one resource, by the resource's name."""
     faster = replace(question.framework, compute_scale=question.framework.compute_scale / 1.1)
-    return {
+    found = {
         "NIC bandwidth": replace(question, cluster=with_nic_rate(question.cluster, 1.1)),
         "device speed": replace(question, framework=faster),
     }
+    if question.workload.data is not None:
+        found["storage"] = replace(question, cluster=with_storage_rate(question.cluster, 1.1))
+    return found
 
 
 def levers(winner: Candidate, faster: dict[str, Candidate]) -> tuple[Lever, ...]:
@@ -92,6 +114,7 @@ def _reason(winner: Candidate, other: Candidate, slower: float) -> str:
         "compute": theirs.compute_s - mine.compute_s,
         "waiting in the pipeline": theirs.bubble_s - mine.bubble_s,
         "exposed communication": theirs.exposed_communication_s - mine.exposed_communication_s,
+        "waiting for input": theirs.input_stall_s - mine.input_stall_s,
     }
     name, seconds = max(parts.items(), key=lambda item: item[1])
     text = (
@@ -150,7 +173,8 @@ def _server_crossover(question: Question, space: Space, winner: Candidate, other
     layout = other.layout
     choices = Choices(
         families=("parameter-server",), least_servers=1, most_servers=most, dp=layout.mesh.dp, tp=layout.mesh.tp,
-        pp=layout.mesh.pp, micro_batch=layout.micro_batch, sequence_parallel=layout.sequence_parallel,
+        pp=layout.mesh.pp, cp=layout.mesh.cp, ep=1, micro_batch=layout.micro_batch,
+        sequence_parallel=layout.sequence_parallel,
         schedule=layout.pipeline.schedule, virtual_stages=layout.pipeline.virtual_stages, recompute=layout.recompute,
         order=layout.order, placement="dedicated", optimizer_at=scheme.optimizer_at,
     )  # fmt: skip

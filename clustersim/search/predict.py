@@ -25,7 +25,7 @@ class Rates:
 
 
 def rates(cluster: Cluster, servers: int) -> Rates:
-    """What the worker nodes and `servers` server hosts cost and draw."""
+    """What the worker nodes, `servers` server hosts and all storage hosts cost and draw."""
     usd: float | None = 0.0
     device_w = idle_w = other_w = 0.0
     for machine in cluster.workers:
@@ -40,6 +40,10 @@ def rates(cluster: Cluster, servers: int) -> Rates:
         price = host.node.price
         usd = None if usd is None or price is None else usd + servers * price.hourly_usd_per_hour
         other_w += servers * host.node.power_overhead_w
+    for host in cluster.storage:
+        price = host.node.price
+        usd = None if usd is None or price is None else usd + host.count * price.hourly_usd_per_hour
+        other_w += host.count * host.node.power_overhead_w
     return Rates(usd_per_s=None if usd is None else usd / 3600.0, device_w=device_w, idle_w=idle_w, other_w=other_w)
 
 
@@ -81,6 +85,9 @@ def predict(
     step = simulated.step_s
     # The class that computes most is the one that a faster device would help.
     slowest = max(simulated.classes_s, key=lambda time: time.compute_s)
+    # Later stages wait for the first, and that for its input: a bubble is what is left.
+    stall = simulated.input_stall_s
+    waiting = max(0.0, slowest.waiting_s - (stall - slowest.input_s))
     training = question.workload.training
     cost = rates(question.cluster, servers_used(layout.scheme))
     usd = None if cost.usd_per_s is None else cost.usd_per_s * step
@@ -92,8 +99,9 @@ def predict(
         low_s=step / (1.0 + spread),
         high_s=step * (1.0 + spread),
         compute_s=slowest.compute_s / simulated.steps,
-        bubble_s=slowest.waiting_s / simulated.steps,
+        bubble_s=waiting / simulated.steps,
         exposed_communication_s=slowest.exposed_s / simulated.steps,
+        input_stall_s=stall / simulated.steps,
         tokens_per_s=training.tokens_per_step / step,
         mfu=flops_per_step(question.workload.model, training) / (step * peak_flops(question)),
         memory_bytes=memory_bytes,

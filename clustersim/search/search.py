@@ -22,7 +22,7 @@ from clustersim.errors import NoFeasibleLayout
 from clustersim.estimate.estimate import Estimate, estimate
 from clustersim.files import digest
 from clustersim.layout.choices import Choices
-from clustersim.layout.layout import Layout, ParameterServer, family
+from clustersim.layout.layout import Layout, ParameterServer, degrees, family
 from clustersim.layout.memory import Footprint, footprint
 from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Candidate, Counts, Machines, Plan, Prediction, WhatIfResult
@@ -146,12 +146,11 @@ def _nothing_fits(
 ) -> str:
     least = int(np.argmin(memory.worker))
     layout = space.layout(least)
-    mesh = layout.mesh
     counts = ", ".join(f"{count} by {reason}" for reason, count in infeasible.items())
     message = f"none of {len(space)} legal layouts fits ({counts})"
     if memory.worker[least] > capacity:
         message += (
-            f"; the smallest (dp{mesh.dp} tp{mesh.tp} pp{mesh.pp}, micro-batch {layout.micro_batch}, recompute "
+            f"; the smallest ({degrees(layout.mesh)}, micro-batch {layout.micro_batch}, recompute "
             f"{layout.recompute}) needs {human_bytes(float(memory.worker[least]))} on a worker that has "
             f"{human_bytes(capacity)}: use more nodes, larger devices, or a smaller model"
         )
@@ -171,8 +170,9 @@ def _simulate_row(found: Survey, row: int) -> Candidate:
     program = lower(question.workload, layout, question.framework, question.cluster.devices_per_node)
     simulated = simulate(program, question.cluster, question.framework)
     name, use = critical_resource(simulated)
-    # Sorted by utilisation; ports inside a node are no network.
-    network = next((link for link in simulated.links if not link.kind.startswith(("device", "pcie"))), None)
+    # Sorted by utilisation; ports inside a node are no network, nor is what the input comes from.
+    inside = ("device", "pcie", "switch", "readers", "drives")
+    network = next((link for link in simulated.links if not link.kind.startswith(inside)), None)
     return Candidate(
         layout=layout,
         family=family(layout.scheme),
@@ -184,7 +184,7 @@ def _simulate_row(found: Survey, row: int) -> Candidate:
             memory_bytes=float(found.footprint.worker[row]),
             server_bytes=float(found.footprint.server[row]),
             coverage=float(found.estimate.coverage[row]),
-            spread=_spread(question),
+            spread=spread_of(question),
         ),
         bottleneck=f"{name} {use:.0%}",
         network_link=network.kind if network is not None else "none",
@@ -192,7 +192,8 @@ def _simulate_row(found: Survey, row: int) -> Candidate:
     )
 
 
-def _spread(question: Question) -> float:
+def spread_of(question: Question) -> float:
+    """Relative half-width of the 90 % interval of a step time on the cluster of `question`."""
     measured = all(
         machine.device is not None and bool(machine.device.tables.gemm) for machine in question.cluster.workers
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import simpy
 
+from clustersim.simulate.alarm import Alarm
 from clustersim.simulate.flows import Flows
 from clustersim.simulate.network import Network
 from clustersim.simulate.tasks import Compiled, Task
@@ -19,15 +20,17 @@ class Engine:
     step begins for an owner when its last step is over.
 
     `slowdown`: how much longer compute takes on an owner while it communicates. Where everything runs on the cores of
-    one host (`compiled.cores`), whatever is busy gets an equal share of them, thread by thread. After `run`,
-    `start_s[k]`, `end_s[k]` and `ready_s[k]` hold the times of task k (of step k div len(tasks)).
+    one host (`compiled.cores`), whatever is busy gets an equal share of them, thread by thread. `factors[k]` multiplies
+    the seconds of task k (noise). After `run`, `start_s[k]`, `end_s[k]` and `ready_s[k]` hold the times of task k (of
+    step k div len(tasks)).
     """
 
-    def __init__(self, compiled: Compiled, steps: int, slowdown: float) -> None:
+    def __init__(self, compiled: Compiled, steps: int, slowdown: float, factors: Sequence[float] | None = None) -> None:
         self.env = simpy.Environment()
         self.compiled = compiled
         self.steps = steps
         self.slowdown = slowdown
+        self.factors = factors
         self.network = Network(self.env, compiled.links.capacity)
         count = len(compiled.tasks)
         self.start_s = [0.0] * (count * steps)
@@ -97,8 +100,8 @@ class Engine:
         if self._waits[number] == 0:
             step = number // len(self.compiled.tasks)
             task = self._task(number)
-            if step > 0 and task.waits == 0:
-                before = (step - 1) * self.compiled.owners + task.owner
+            if step > task.ahead and task.waits == task.reads:
+                before = (step - 1 - task.ahead) * self.compiled.owners + task.owner
                 if self._left_in_step[before] > 0:
                     self._parked.setdefault(before, []).append(stream)
                     return
@@ -124,49 +127,59 @@ class Engine:
 
     def _finish(self, number: int) -> None:
         now = self.env.now
-        tasks, waits = self._tasks, self._waits
-        task = tasks[number]
+        tasks, waits = self.compiled.tasks, self._waits
+        count = len(tasks)
+        index = number % count
+        offset = number - index
+        task = tasks[index]
         self.end_s[number] = now
-        count = len(self.compiled.tasks)
-        step = number // count
-        offset = step * count
         own = task.stream
         self._head[own] += 1
         if own in self._busy:
             self._busy[own] = False
         woken = [own]
+        ready, queues, heads = self._ready, self._queues, self._head
         for successor in task.then:
             other = offset + successor
-            waits[other] -= 1
-            if waits[other] == 0:
+            left = waits[other] - 1
+            waits[other] = left
+            if left == 0:
                 self.ready_s[other] = now
-                stream = tasks[other].stream
-                if stream in self._ready:
-                    heapq.heappush(self._ready[stream], (now, other))
-                if stream != own:
+                stream = tasks[successor].stream
+                if stream in ready:
+                    heapq.heappush(ready[stream], (now, other))
+                    if stream != own:
+                        woken.append(stream)
+                elif stream != own and queues[stream][heads[stream]] == other:
                     woken.append(stream)
-        place = step * self.compiled.owners + task.owner
+        place = number // count * self.compiled.owners + task.owner
         self._left_in_step[place] -= 1
-        if self._left_in_step[place] == 0:
-            woken += self._parked.pop(place, ())
+        if self._left_in_step[place] == 0 and place in self._parked:
+            woken += self._parked.pop(place)
         for stream in woken:
             self._advance(stream)
 
     # ------------------------------------------------------------------------------------------------ work
 
     def _perform(self, number: int, task: Task, numbers: list[int]) -> None:
-        if isinstance(task.work, Flows):
-            owners = [self._task(member).owner for member in numbers]
-            if self.slowdown > 1.0:
-                for owner in owners:
-                    self._talk(owner, 1)
-            self._next_phase(task.work, 0, numbers, owners)
+        work = task.work
+        if isinstance(work, Flows):
+            if work.single is not None:
+                self._send_once(work, *work.single, numbers)
+            else:
+                sending = _Sending(self, work, numbers)
+                sending.next(range(sending.left), 0)
         elif self._share_of_cores(task) or (self.slowdown > 1.0 and task.op.type == "compute"):
             self._computing += task.threads
             self._running[task.owner] = _Running(self, number, task)
             self._divide_cores()
         else:
-            self._after(task.work, lambda _: self._finish(number))
+            self.events += 1
+            Alarm(self.env, self.seconds(number, work), lambda _: self._finish(number))
+
+    def seconds(self, number: int, work: float) -> float:
+        """What task `number` takes where its work is priced at `work` seconds."""
+        return work if self.factors is None else work * self.factors[number]
 
     def _share_of_cores(self, task: Task) -> bool:
         return self.compiled.cores > 0 and task.threads > 0
@@ -189,33 +202,51 @@ class Engine:
         talks = self.slowdown > 1.0 and task.op.type == "compute" and self._talking[task.owner] > 0
         return self._share / self.slowdown if talks else self._share
 
-    def _after(self, delay: float, then: Callable[[Any], None]) -> None:
-        self.events += 1
-        self.env.timeout(delay).callbacks.append(then)
+    def move(self, threads: int) -> None:
+        """So many more threads move bytes from now on."""
+        self._moving += threads
+        self._divide_cores()
 
-    def _next_phase(self, flows: Flows, index: int, numbers: list[int], owners: list[int]) -> None:
-        if index == len(flows.phases):
-            if self.slowdown > 1.0:
-                for owner in owners:
-                    self._talk(owner, -1)
-            for member in numbers:
-                self._finish(member)
-            return
-        wait, size, weights = flows.phases[index]
-        threads = sum(self._task(member).threads for member in numbers)
+    def _send_once(self, flows: Flows, wait: float, size: float, numbers: list[int]) -> None:
+        """A communication task of one phase: what `_Sending` does, without what only several phases need."""
+        left = 1 + len(flows.beside)
+        threads = self.begin_sending(numbers)
 
-        def sent() -> None:
-            self._moving -= threads
-            self._divide_cores()
-            self._next_phase(flows, index + 1, numbers, owners)
+        def ended(which: Sequence[int]) -> None:
+            nonlocal left
+            left -= len(which)
+            if left == 0:
+                if threads:
+                    self.move(-threads)
+                self.end_sending(numbers)
 
         def send(_: Any) -> None:
             self.events += 1
-            self._moving += threads
-            self._divide_cores()
-            self.network.start(size, weights, sent)
+            if threads:
+                self.move(threads)
+            self.network.start_bundle(size, flows.bundle(0, range(left), self.network.capacity), ended)
 
-        self._after(wait, send)
+        self.events += 1
+        Alarm(self.env, wait, send)
+
+    def begin_sending(self, numbers: list[int]) -> int:
+        """A communication task of these members begins; the threads that move its bytes."""
+        if self._slows_compute(numbers):
+            for number in numbers:
+                self._talk(self._task(number).owner, 1)
+        return sum([self._task(number).threads for number in numbers]) if self.compiled.cores else 0
+
+    def end_sending(self, numbers: list[int]) -> None:
+        """A communication task is over, for all that took part."""
+        if self._slows_compute(numbers):
+            for number in numbers:
+                self._talk(self._task(number).owner, -1)
+        for number in numbers:
+            self._finish(number)
+
+    def _slows_compute(self, numbers: list[int]) -> bool:
+        """Communication among devices takes some of them away from compute; the input goes to the host."""
+        return self.slowdown > 1.0 and self._task(numbers[0]).op.type != "read"
 
     def _talk(self, owner: int, change: int) -> None:
         before = self._talking[owner] > 0
@@ -233,6 +264,66 @@ class Engine:
         self._finish(number)
 
 
+class _Sending:
+    """A communication task on its way: strands, each with phases one after the other. Strands that wait equally long
+    for equally many bytes go together until the network tells them apart."""
+
+    __slots__ = ("engine", "flowing", "flows", "left", "numbers", "strands", "threads")
+
+    def __init__(self, engine: Engine, flows: Flows, numbers: list[int]) -> None:
+        self.engine = engine
+        self.numbers = numbers
+        self.flows = flows
+        self.strands = [strand.phases for strand in flows.strands]
+        self.left = len(self.strands)
+        self.flowing = 0
+        self.threads = engine.begin_sending(numbers)
+
+    def next(self, which: Sequence[int], phase: int) -> None:
+        """Have strands go on with a phase, which they have come to at the same time."""
+        strands = self.strands
+        if len(which) == 1 and phase < len(strands[which[0]]):
+            wait, size, _ = strands[which[0]][phase]
+            self._wait(wait, size, which, phase)
+            return
+        alike: dict[tuple[float, float], list[int]] = {}
+        for strand in which:
+            if phase == len(strands[strand]):
+                self.left -= 1
+            else:
+                wait, size, _ = strands[strand][phase]
+                alike.setdefault((wait, size), []).append(strand)
+        if self.left == 0:
+            self.engine.end_sending(self.numbers)
+        for (wait, size), together in alike.items():
+            self._wait(wait, size, together, phase)
+
+    def _wait(self, wait: float, size: float, which: Sequence[int], phase: int) -> None:
+        engine = self.engine
+
+        def ended(numbers: Sequence[int]) -> None:
+            if self.threads:
+                self._flow(-len(numbers))
+            self.next([which[number] for number in numbers], phase + 1)
+
+        def send(_: Any) -> None:
+            engine.events += 1
+            if self.threads:
+                self._flow(len(which))
+            network = engine.network
+            network.start_bundle(size, self.flows.bundle(phase, which, network.capacity), ended)
+
+        engine.events += 1
+        Alarm(engine.env, wait, send)
+
+    def _flow(self, change: int) -> None:
+        """So many strands more are on their wires; threads move bytes while any is."""
+        before = self.flowing > 0
+        self.flowing += change
+        if (self.flowing > 0) != before:
+            self.engine.move(-self.threads if before else self.threads)
+
+
 class _Running:
     """A computing task whose speed depends on what else happens at the time."""
 
@@ -243,7 +334,7 @@ class _Running:
         self.engine = engine
         self.number = number
         self.task = task
-        self.left = task.work
+        self.left = engine.seconds(number, task.work)
         self.since = engine.env.now
         self.speed = engine.speed(task)
         self.version = 0
@@ -267,4 +358,5 @@ class _Running:
             if self.version == version:
                 self.engine.ended(self.number, self.task)
 
-        self.engine._after(self.left / self.speed, over)
+        self.engine.events += 1
+        Alarm(self.engine.env, self.left / self.speed, over)

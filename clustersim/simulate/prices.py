@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.cluster.cluster import Cluster, Machine
+from clustersim.cluster.exchanges import server_traffic
 from clustersim.cluster.wiring import Traffic, Wiring
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import Kernel, Memory
+from clustersim.hardware.kernel import Kernel, Kernels, Memory, linear_layers
 from clustersim.layout.layout import node_peers
 from clustersim.program.program import (
     Collective,
     Group,
     Program,
+    Read,
     ServerShare,
     Update,
+    Work,
 )
-from clustersim.simulate.collectives import Phase, latency_s, phases, wire_efficiency
-from clustersim.simulate.flows import Flows, Patterns
+from clustersim.simulate.collectives import latency_s, phases, wire_efficiency
+from clustersim.simulate.flows import Flows, Patterns, side_by_side
 from clustersim.simulate.fold import Folding, fold, rank_grid, replica_groups
+from clustersim.simulate.moves import Phase
+from clustersim.simulate.reading import open_storage, read_flows, read_of
 
 Ints = NDArray[np.int64]
+
+# What a collective inside a pass runs; every other kind a ring.
+INNER_ALGORITHM = {"all_to_all": "pairwise", "send_recv": "direct"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +56,33 @@ class Prices:
             program.mesh, program.order, cluster, self.wiring, program.servers, _uneven(program, self.wiring),
             every_rank=every_rank,
         )  # fmt: skip
+        read = read_of(program)
+        if read is not None:
+            open_storage(read, cluster, self.wiring, self.folding.grid[0].ravel())
         self.machines = [cluster.machine_of(int(self.wiring.node_of(m[:1])[0])) for m in self.folding.members]
         self.costs: list[DeviceCosts] = [device_costs(_device_name(machine)) for machine in self.machines]
+        # A tensor-parallel group may span nodes of several kinds.
+        self.costs_in = [self._costs_in(ranks) for ranks in self.folding.members]
         self.servers = _server_classes(program.servers, cluster, self.wiring)
         self._groups: dict[tuple[Group, int], tuple[tuple[int, ...], Ints]] = {}
         self._phases: dict[tuple[Group, tuple[int, ...], str, str], tuple[Phase, ...]] = {}
         self.patterns = Patterns(self.wiring)
-        self._exchanges: dict[tuple[int, str], Traffic] = {}
-        self._sends: dict[tuple[int, int], Traffic] = {}
+        self._exchanges: dict[tuple[int, str], list[tuple[Traffic, Machine]]] = {}
+        self._sends: dict[tuple[int, int], list[tuple[Traffic, tuple[int, int]]]] = {}
         self._works: dict[tuple[int, int], float] = {}
         self._inner: dict[tuple[int, int], float] = {}
+        self._steps: dict[tuple[tuple[Group, ...], int], tuple[int, ...]] = {}
         self._all_groups: dict[tuple[Group, str, str, int], list[NDArray[np.float64]]] = {}
+        self._phases_of_lanes: dict[tuple[Group, tuple[int, ...], str, str], list[tuple[Phase, ...]]] = {}
         self._shares_of: dict[
             tuple[Group, tuple[int, ...], str, str], list[tuple[NDArray[np.float64], NDArray[np.float64]]]
         ] = {}
+
+    def _costs_in(self, ranks: Ints) -> tuple[DeviceCosts, ...]:
+        ends = np.cumsum([machine.count for machine in self.cluster.workers])
+        kinds = np.unique(np.searchsorted(ends, self.wiring.node_of(ranks), side="right"))
+        names = dict.fromkeys(_device_name(self.cluster.workers[kind]) for kind in kinds)
+        return tuple(device_costs(name) for name in names)
 
     # ------------------------------------------------------------------------------------------------ groups
 
@@ -70,6 +92,7 @@ class Prices:
         if found is None:
             mine = self._members(kind, self.folding.members[of])
             classes = tuple(int(c) for c in np.unique(self.folding.class_of[mine[0]]))
+            assert kind != "tp" or classes == (of,)
             if len(classes) > 1 or kind == "embedding":
                 every = np.concatenate([self.folding.members[c] for c in classes])
                 mine = self._members(kind, every)
@@ -111,7 +134,7 @@ class Prices:
     # ------------------------------------------------------------------------------------------------ compute
 
     def work_s(self, index: int, of: int) -> float:
-        """Seconds of a work on class `of`: its tensor-parallel group runs in lockstep with its slowest rank.
+        """Seconds of a work on class `of`: groups with a collective inside the work run in lockstep with their slowest.
 
         Device time (kernels and inner collectives) or the host's time to drive it, whichever is larger; both where the
         device is the CPU that drives it.
@@ -122,27 +145,65 @@ class Prices:
         return found
 
     def inner_s(self, index: int, of: int) -> float:
-        """The part of `work_s` that is tensor-parallel communication."""
+        """The part of `work_s` that is communication: of tensor, context and expert parallelism, as far as the kernels
+        beside it do not hide it.
+
+        A framework that runs the gathers and scatters of sequence parallelism in pieces beside the linear layers that
+        consume or produce them hides up to `overlap.tensor_parallel` of their time, and no more than those GEMMs take.
+        """
         found = self._inner.get((index, of))
         if found is None:
-            inner = self.program.works[index].inner
-            found = sum(item.count * self.collective_s(item.group, of, item.kind, "ring", item.bytes) for item in inner)
+            work, found, in_pieces = self.program.works[index], 0.0, 0.0
+            classes = self._lockstep(work, of) if work.inner else ()
+            for item in work.inner:
+                algorithm = INNER_ALGORITHM.get(item.kind, "ring")
+                one = max(self.collective_s(item.group, c, item.kind, algorithm, item.bytes) for c in classes)
+                if item.beside:
+                    # Kernels run slower while something is under way: what that adds is exposed in any case.
+                    slowed = one * (1.0 - 1.0 / self.framework.overlap.compute_slowdown)
+                    one = max(slowed, one - self._kernels_s(item.beside, classes))
+                found += item.count * one
+                if item.group == "tp" and item.kind in ("all_gather", "reduce_scatter"):
+                    in_pieces += item.count * one
+            overlap = self.framework.overlap.tensor_parallel
+            if overlap and in_pieces:
+                found -= min(overlap * in_pieces, self._kernels_s(linear_layers(work.kernels), classes))
             self._inner[index, of] = found
         return found
 
+    def _lockstep(self, work: Work, of: int) -> tuple[int, ...]:
+        """The classes that keep step with class `of` in a work: those of its tensor-parallel group, and of every group
+        that meets inside the work, and of their groups in turn."""
+        kinds: tuple[Group, ...] = ("tp", *sorted({item.group for item in work.inner} - {"tp"}))
+        key = (kinds, of)
+        found = self._steps.get(key)
+        if found is None:
+            reached, border = {of}, {of}
+            while border:
+                border = {c for kind in kinds for one in border for c in self.group(kind, one)[0]} - reached
+                reached |= border
+            found = self._steps[key] = tuple(sorted(reached))
+        return found
+
+    def _kernels_s(self, kernels: Kernels, classes: tuple[int, ...]) -> float:
+        """Seconds of kernels on the slowest of some classes."""
+        slowdown = max(self.folding.slowdown[c] for c in classes)
+        slowest = max(costs.seconds(kernels) for c in classes for costs in self.costs_in[c])
+        return slowest * slowdown * self._sharing_slowdown(classes[0]) * self.framework.compute_scale
+
     def _work_s(self, index: int, of: int) -> float:
         work = self.program.works[index]
-        classes, _ = self.group("tp", of)
+        classes = self._lockstep(work, of)
         slowdown = max(self.folding.slowdown[c] for c in classes)
-        kernels = max(self.costs[c].seconds(work.kernels) for c in classes)
         host = self.framework.host
         launches = sum(count for _, count in work.kernels)
         driven = max(
-            work.forward_layers * host.per_layer_forward_s + work.backward_layers * host.per_layer_backward_s,
+            work.forward_layers * host.per_layer_forward_s
+            + (work.backward_layers + 0.5 * work.split_layers) * host.per_layer_backward_s,
             launches * self.costs[of].device.launch_overhead_s,
         )
         shared = self._sharing_slowdown(of)
-        device = kernels * slowdown * shared * self.framework.compute_scale + self.inner_s(index, of)
+        device = self._kernels_s(work.kernels, classes) + self.inner_s(index, of)
         # More threads make kernels faster, but not the one that launches them.
         driven *= slowdown * max(1.0, shared)
         return device + driven if self.costs[of].device.kind == "cpu" else max(device, driven)
@@ -207,16 +268,20 @@ class Prices:
         self, group: Group, of: int, kind: str, algorithm: str
     ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """For each phase of class `of`'s collective: how much of the capacities of the links it uses one byte of every
-        group's buffer occupies, by traffic inside nodes and between them; each distinct pair once."""
+        group's buffer occupies, by traffic inside nodes and between them; of links that can decide only."""
         classes, _ = self.group(group, of)
         key = (group, classes, kind, algorithm)
         if key not in self._shares_of:
             mine = self.collective_phases(group, of, kind, algorithm)
             found = []
             for phase, together in zip(mine, self._together(group, kind, algorithm, len(mine)), strict=True):
-                used = np.unique(phase.traffic.links)
-                pairs = np.unique(together[:, used] / self.wiring.capacity[used], axis=1)
-                found.append((pairs[0], pairs[1]))
+                used = np.zeros(self.wiring.links, np.bool_)
+                used[phase.traffic.links] = True
+                inside, beyond = together[:, used] / self.wiring.capacity[used]
+                # Of links that carry one sort of traffic only, the fullest can decide.
+                some = np.flatnonzero((inside > 0.0) & (beyond > 0.0))
+                some = np.concatenate((some, [inside.argmax(), beyond.argmax()]))
+                found.append((inside[some], beyond[some]))
             self._shares_of[key] = found
         return self._shares_of[key]
 
@@ -234,7 +299,9 @@ class Prices:
                     continue
                 seen.add(classes)
                 for phase, total in zip(found, sums, strict=True):
-                    np.add.at(total, ((~phase.traffic.near).astype(np.int64), phase.traffic.links), phase.traffic.loads)
+                    traffic, size = phase.traffic, self.wiring.links
+                    total[0] += np.bincount(traffic.links, weights=traffic.loads * traffic.near, minlength=size)
+                    total[1] += np.bincount(traffic.links, weights=traffic.loads * ~traffic.near, minlength=size)
             self._all_groups[key] = sums
         return self._all_groups[key]
 
@@ -250,10 +317,28 @@ class Prices:
         return table.seconds(kind, groups.shape[1], size)  # type: ignore[arg-type]
 
     def collective_flows(self, group: Group, of: int, kind: str, algorithm: str, size: int) -> Flows:
-        """A collective as flows on link classes; a measured one keeps its wires busy for as long as was measured."""
-        machine = self.machines[of]
-        found = self.collective_phases(group, of, kind, algorithm)
+        """A collective as flows on link classes, the groups over different lanes side by side."""
+        strands = self._strands(group, of, kind, algorithm)
         measured = self._measured_s(group, of, kind, size)
+        return side_by_side([self._strand_flows(of, found, measured, size) for found in strands])
+
+    def _strands(self, group: Group, of: int, kind: str, algorithm: str) -> list[tuple[Phase, ...]]:
+        """The phases of a collective in the groups of each lane."""
+        classes, groups = self.group(group, of)
+        key = (group, classes, kind, algorithm)
+        if key not in self._phases_of_lanes:
+            # Groups that share a lane are made up of the same lanes, of which the first tells them apart.
+            first = np.sort(self.folding.lane_of[groups], axis=1)[:, 0]
+            lanes = [groups[first == lane] for lane in np.unique(first)]
+            if len(lanes) == 1:
+                self._phases_of_lanes[key] = [self.collective_phases(group, of, kind, algorithm)]
+            else:
+                self._phases_of_lanes[key] = [phases(self.wiring, some, kind, algorithm) for some in lanes]  # type: ignore[arg-type]
+        return self._phases_of_lanes[key]
+
+    def _strand_flows(self, of: int, found: tuple[Phase, ...], measured: float | None, size: int) -> Flows:
+        """One strand of a collective; a measured one keeps its wires busy for as long as was measured."""
+        machine = self.machines[of]
         scale = self.framework.network_scale
         result = []
         launch = self._launch_s(machine, found)
@@ -283,28 +368,47 @@ class Prices:
 
     def send_flows(self, of: int, to_stage: int, size: int) -> Flows:
         """Every rank of class `of` sends `size` bytes to its peer at another stage."""
-        ranks = self.folding.members[of]
-        _, dp, tp = self._coordinates(ranks)
-        traffic = self._sends.get((of, to_stage))
-        if traffic is None:
-            traffic = self.wiring.between(ranks, self.folding.grid[to_stage, dp, tp])
-            self._sends[of, to_stage] = traffic
-        machine = self.machines[of]
+        return side_by_side([self._lane_sends(traffic, way, size) for traffic, way in self._send_lanes(of, to_stage)])
+
+    def _send_lanes(self, of: int, to_stage: int) -> list[tuple[Traffic, tuple[int, int]]]:
+        """The traffic of each lane's sends, and one rank of it with its peer."""
+        found = self._sends.get((of, to_stage))
+        if found is None:
+            ranks = self.folding.members[of]
+            _, dp, tp = self._coordinates(ranks)
+            peers = self.folding.grid[to_stage, dp, tp]
+            found = self._sends[of, to_stage] = [
+                (self.wiring.between(ranks[lane], peers[lane]), (int(ranks[lane[0]]), int(peers[lane[0]])))
+                for lane in self.folding.lanes(ranks)
+            ]
+        return found
+
+    def _lane_sends(self, traffic: Traffic, way: tuple[int, int], size: int) -> Flows:
+        machine = self._machine_of_rank(way[0])
         near, far = wire_efficiency(machine, size)
         inside = bool(traffic.near.all()) and len(traffic.near) > 0
         link = machine.interconnect if inside and machine.interconnect is not None else machine.nic
-        switches = self.wiring.hops(int(ranks[0]), int(self.folding.grid[to_stage, dp[0], tp[0]]))[1]
+        switches = self.wiring.hops(*way)[1]
         wait = link.launch_s + link.segments[0].alpha_s + switches * self.cluster.fabric.hop_latency_s
         scale = self.framework.network_scale
         host = self.framework.host.per_collective_s
         return Flows([(wait * scale + host, float(size), self.patterns.weights(traffic, scale / near, scale / far))])
 
+    def _machine_of_rank(self, rank: int) -> Machine:
+        return self.cluster.machine_of(rank // self.wiring.devices_per_node)
+
     def exchange_flows(self, of: int, direction: str, size: float, message: float) -> Flows:
         """Every rank of class `of` exchanges `size` bytes with all servers, in messages of `message` bytes."""
-        traffic = self._exchanges.get((of, direction))
-        if traffic is None:
-            traffic = self._exchanges[of, direction] = self._with_servers(of, push=direction == "push")
-        machine = self.machines[of]
+        lanes = self._exchanges.get((of, direction))
+        if lanes is None:
+            ranks = self.folding.members[of]
+            lanes = self._exchanges[of, direction] = [
+                (self._with_servers(ranks[lane], push=direction == "push"), self._machine_of_rank(int(ranks[lane[0]])))
+                for lane in self.folding.lanes(ranks)
+            ]
+        return side_by_side([self._lane_exchange(traffic, machine, size, message) for traffic, machine in lanes])
+
+    def _lane_exchange(self, traffic: Traffic, machine: Machine, size: float, message: float) -> Flows:
         near, far = wire_efficiency(machine, message)
         wait = machine.nic.launch_s + machine.nic.segments[0].alpha_s
         wait += (3 if self.wiring.has_leaves else 1) * self.cluster.fabric.hop_latency_s
@@ -312,18 +416,26 @@ class Prices:
         host = self.framework.host.per_collective_s
         return Flows([(wait * scale + host, size, self.patterns.weights(traffic, scale / near, scale / far))])
 
-    def _with_servers(self, of: int, *, push: bool) -> Traffic:
+    def _with_servers(self, ranks: Ints, *, push: bool) -> Traffic:
         total = self.program.share_parts
         hosts = [share for share in self.program.servers if share.host == "server"]
         homes = [share for share in self.program.servers if share.host == "worker"]
-        return self.wiring.with_servers(
-            self.folding.members[of],
+        return server_traffic(
+            self.wiring,
+            ranks,
             np.array([share.node for share in hosts], np.int64),
             np.array([share.parts / total for share in hosts]),
             np.array([share.node for share in homes], np.int64),
             np.array([share.parts / total for share in homes]),
             push=push,
         )
+
+    def read_flows(self, of: int, read: Read) -> Flows:
+        """Every rank of class `of` reads its part of a step's batch."""
+        return read_flows(
+            read, self.folding.members[of], self.machines[of], self.wiring, self.folding, self.patterns,
+            self.framework.network_scale,
+        )  # fmt: skip
 
     def update_s(self, server: int, update: Update, parts: int) -> float:
         """Seconds in which a server adds its share of `pushes` gradients and steps.
@@ -359,20 +471,22 @@ def _device_name(machine: Machine) -> str:
     return machine.device.name
 
 
-def _uneven(program: Program, wiring: Wiring) -> list[Traffic]:
-    """The traffic of data-parallel collectives, whose ranks may have unequal parts, where sends between stages meet it
-    on the way."""
-    if program.mesh.pp == 1:
-        return []
+def _uneven(program: Program, wiring: Wiring) -> Iterator[Traffic]:
+    """The traffic of data-parallel collectives, whose ranks may have unequal parts, where sends between stages or
+    collectives of another kind meet it on the way; one phase after the other, since each holds all of its flows."""
     ops = [op for position in program.positions for op in position.ops if isinstance(op, Collective)]
-    found = sorted({(op.kind, op.algorithm) for op in ops if op.group == "dp"})
+    found = sorted({(op.group, op.kind, op.algorithm) for op in ops if op.group in ("dp", "expert-dp")})
+    if program.mesh.pp == 1 and len(found) < 2:
+        return
     grid = rank_grid(program.mesh, program.order)
-    return [
-        phase.traffic
-        for kind, algorithm in found
-        for stage in grid
-        for phase in phases(wiring, stage.T, kind, algorithm)
-    ]
+    for group, kind, algorithm in found:
+        for stage in grid:
+            groups = stage.T
+            if group == "expert-dp":
+                sharing = replica_groups(program.mesh, "expert-dp")
+                groups = groups[:, sharing].reshape(-1, sharing.shape[1])
+            for phase in phases(wiring, groups, kind, algorithm):
+                yield phase.traffic
 
 
 def _server_classes(servers: tuple[ServerShare, ...], cluster: Cluster, wiring: Wiring) -> tuple[ServerClass, ...]:

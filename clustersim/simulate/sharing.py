@@ -6,16 +6,17 @@ its flows sends one byte. Max-min over classes with these weights is max-min ove
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from heapq import heapify, heappop, heapreplace
+from math import inf
+from typing import Any
 
 Weights = Sequence[tuple[int, float]]
 
-# Comparing every link with every other is worth it up to this many comparisons.
-_MOST_COMPARISONS = 50_000_000
+# A running sum of which less than this part is left has lost digits.
+_CANCELLED = 0.05
+# A link is compared with up to this many others: to keep one that could go costs time, not truth.
+_MOST_RIVALS = 64
 
 
 def max_min_rates(weights: Mapping[int, Weights], capacity: Sequence[float] | Mapping[int, float]) -> dict[int, float]:
@@ -23,61 +24,96 @@ def max_min_rates(weights: Mapping[int, Weights], capacity: Sequence[float] | Ma
 
     All rates rise together until a link is full; the classes that cross it are frozen, the others rise on. A class
     that crosses no link gets an infinite rate. A link fills later once flows on it are frozen, never sooner, so that a
-    heap may hold levels that are too low: O(crossings * log links) for each time that a link is looked at again.
+    heap may hold levels that are too low: O(crossings + rounds * log links) in all. Sums run on; where little is left
+    of one, it is summed anew, so that rounding does not grow.
     """
     rates: dict[int, float] = {}
-    crossing: dict[int, list[tuple[int, float]]] = {}
+    # Of each link: what is free of it, the multiplicities of the classes that rise, the classes, all multiplicities.
+    state: dict[int, list[Any]] = {}
     for flow, links in weights.items():
         if not links:
-            rates[flow] = float("inf")
-        for crossed in links:
-            link = crossed[0]
-            if link in crossing:
-                crossing[link].append((flow, crossed[1]))
+            rates[flow] = inf
+        for link, multiplicity in links:
+            here = state.get(link)
+            if here is None:
+                state[link] = [capacity[link], multiplicity, [flow], 0.0]
             else:
-                crossing[link] = [(flow, crossed[1])]
-    levels = [(capacity[link] / sum([m for _, m in flows]), link) for link, flows in crossing.items()]
-    heapq.heapify(levels)
-    while len(rates) < len(weights):
+                here[1] += multiplicity
+                here[2].append(flow)
+    levels = []
+    for link, here in state.items():
+        here[3] = here[1]
+        levels.append((here[0] / here[1], link))
+    heapify(levels)
+    missing = len(weights) - len(rates)
+    while missing:
         known, link = levels[0]
-        free, rising = capacity[link], 0.0
-        for flow, multiplicity in crossing[link]:
-            rate = rates.get(flow)
-            if rate is None:
-                rising += multiplicity
-            else:
-                free -= rate * multiplicity
-        if rising == 0.0:
-            heapq.heappop(levels)
+        free, left, flows, whole = state[link]
+        # Rounding may leave a little of a sum where nothing is left of it.
+        level = free / left if left > 0.0 else inf
+        if level > known * (1.0 + 1e-14):
+            heapreplace(levels, (level, link))
             continue
-        level = max(known, free / rising)
-        if level > known:
-            heapq.heapreplace(levels, (level, link))
-            if levels[0][1] != link:
-                continue
-        heapq.heappop(levels)
-        for flow, _ in crossing[link]:
-            rates.setdefault(flow, level)
+        heappop(levels)
+        slow = [flow for flow in flows if flow not in rates]
+        if not slow:
+            continue
+        if left < _CANCELLED * whole:
+            level = _level(link, flows, rates, weights, capacity[link])
+        missing -= len(slow)
+        for flow in slow:
+            rates[flow] = level
+            for other, multiplicity in weights[flow]:
+                there = state[other]
+                there[0] -= level * multiplicity
+                there[1] -= multiplicity
     return rates
 
 
-def binding_links(loads: NDArray[np.float64], capacity: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which links can ever hold a flow back. `loads[l, p]` is what link l carries per byte of pattern p.
+def _level(
+    link: int, flows: Sequence[int], rates: Mapping[int, float], weights: Mapping[int, Weights], capacity: float
+) -> float:
+    """At which rate of the classes that still rise a link is full, from sums that nothing was taken from."""
+    free, rising = capacity, 0.0
+    for flow in flows:
+        multiplicity = dict(weights[flow])[link]
+        if flow in rates:
+            free -= rates[flow] * multiplicity
+        else:
+            rising += multiplicity
+    return max(0.0, free) / rising
+
+
+def binding_links(loads: Sequence[Mapping[int, float]], capacity: Sequence[float]) -> list[bool]:
+    """Which links can ever hold a flow back. `loads[l][p]` is what link l carries per byte of pattern p.
 
     A link of which another carries at least as large a share of its capacity, whatever flows, never fills before that
     one: without it the feasible rates are the same, and so is the max-min among them. Of equals the first is kept.
-    O(links^2 * patterns); all are kept where that would be too much.
+    O(crossings * rivals), memory O(crossings): a link is held against the fullest of those that carry the rarest of its
+    patterns, and kept where there are too many of them.
     """
-    count, patterns = loads.shape
-    keep = np.ones(count, np.bool_)
-    if count * count * patterns > _MOST_COMPARISONS:
-        return keep
-    shares = loads / capacity[:, None]
-    for link in range(count):
-        others = keep.copy()
-        others[link] = False
-        rivals = shares[others]
-        above = (rivals >= shares[link]).all(axis=1)
-        same = (rivals == shares[link]).all(axis=1)
-        keep[link] = not bool((above & (~same | (np.flatnonzero(others) < link))).any())
+    shares = [{p: load / full for p, load in row.items()} for row, full in zip(loads, capacity, strict=True)]
+    carrying: dict[int, list[int]] = {}
+    for link, row in enumerate(shares):
+        for pattern in row:
+            carrying.setdefault(pattern, []).append(link)
+    for pattern, links in carrying.items():
+        links.sort(key=lambda link: -shares[link][pattern])
+    keep = [True] * len(shares)
+    for link, row in enumerate(shares):
+        if not row:
+            keep[link] = False
+            continue
+        rarest = min(row, key=lambda pattern: len(carrying[pattern]))
+        for other in carrying[rarest][:_MOST_RIVALS]:
+            rival = shares[other]
+            if rival[rarest] < row[rarest]:
+                break
+            if other == link or not keep[other]:
+                continue
+            if all(rival.get(pattern, 0.0) >= share for pattern, share in row.items()) and (
+                other < link or rival != row
+            ):
+                keep[link] = False
+                break
     return keep

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
-from clustersim.program.program import Compute, Gate, Program
+from clustersim.program.program import Compute, Gate, Program, Read
 from clustersim.simulate.engine import Engine
-from clustersim.simulate.flows import Flows
+from clustersim.simulate.link_use import LinkUse, link_series, link_uses
+from clustersim.simulate.noise import factors
 from clustersim.simulate.prices import Prices
+from clustersim.simulate.queueing import QueueUse, queue_uses
+from clustersim.simulate.stalls import input_stalls
 from clustersim.simulate.tasks import Compiled, Compiler
 from clustersim.timeline import RankClass, Span, Timeline, union_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkUse:
-    """How busy one class of links was: `count` links of `kind`, each of which carried `bytes_per_link` in all steps and
-    was busy for the fraction `utilisation` of the makespan (losses on the wire and measured times counted)."""
-
-    kind: str
-    count: int
-    bytes_per_link: float
-    capacity_bytes_per_s: float
-    utilisation: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTime:
     """Where the time of one worker class went: computing (kernels and what drives them), communicating with nothing
-    computed beside it (tensor-parallel collectives included), and waiting for others."""
+    computed beside it (collectives inside a pass included), waiting for others, and for nothing but its input."""
 
     compute_s: float
     exposed_s: float
     waiting_s: float
+    input_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +39,7 @@ class Simulated:
     classes: int
     events: int
     links: tuple[LinkUse, ...]
+    queues: tuple[QueueUse, ...]
     classes_s: tuple[ClassTime, ...]
     engine: Engine
     prices: Prices
@@ -56,28 +49,61 @@ class Simulated:
         """Seconds of one step, averaged over the steps."""
         return self.makespan_s / self.steps
 
+    @property
+    def input_stall_s(self) -> float:
+        """Seconds, in all steps, in which the class that its input holds up most waits for it and for nothing else."""
+        return max((time.input_s for time in self.classes_s), default=0.0)
+
+    @property
+    def step_times_s(self) -> tuple[float, ...]:
+        """Seconds from the end of each step to that of the next, the first from the start; they add up to the makespan.
+        O(tasks)."""
+        ends, count = self.engine.end_s, len(self.engine.compiled.tasks)
+        over = itertools.accumulate(
+            (max(ends[step * count : (step + 1) * count], default=0.0) for step in range(self.steps)), max
+        )
+        return tuple(after - before for before, after in itertools.pairwise((0.0, *over)))
+
+    def link_series(self) -> dict[str, list[tuple[float, float]]]:
+        """The use of the busiest links of each kind over time: (seconds, per cent) where it changes."""
+        return link_series(self.engine.compiled, self.engine, self.prices)
+
     def timeline(self) -> Timeline:
         """The spans of every class. O(tasks)."""
         return _timeline(self.engine.compiled, self.engine, self.prices)
 
 
 def simulate(
-    program: Program, cluster: Cluster, framework: Framework, *, steps: int = 1, fold: bool = True
+    program: Program,
+    cluster: Cluster,
+    framework: Framework,
+    *,
+    steps: int = 1,
+    fold: bool = True,
+    seed: int | None = None,
 ) -> Simulated:
     """Run `program` on `cluster`, `steps` times. `fold=False` simulates every rank: the reference for the classes.
+    A single step is one of many: what is read ahead has been read, and it reads ahead itself. Several steps begin with
+    nothing read, so that the first of them show the warm-up.
+    `seed` takes the place of that of the cluster's noise.
 
     Deterministic: the same input gives the same floats. Work grows with classes and ops, not with ranks.
     """
     prices = Prices(program, cluster, framework, every_rank=not fold)
-    compiled = Compiler(prices).compiled()
-    engine = Engine(compiled, steps, framework.overlap.compute_slowdown)
+    compiled = Compiler(prices, midway=steps == 1).compiled()
+    drawn = None
+    if cluster.noise is not None:
+        noise = cluster.noise if seed is None else replace(cluster.noise, seed=seed)
+        drawn = factors(compiled, prices, noise, steps, every_rank=not fold)
+    engine = Engine(compiled, steps, framework.overlap.compute_slowdown, drawn)
     makespan = engine.run()
     return Simulated(
         makespan_s=makespan,
         steps=steps,
         classes=compiled.owners,
         events=engine.events,
-        links=_link_use(engine, compiled, prices, makespan),
+        links=link_uses(compiled, engine, prices, makespan),
+        queues=queue_uses(compiled, engine, prices, makespan),
         classes_s=_class_times(compiled, engine, prices, makespan),
         engine=engine,
         prices=prices,
@@ -91,7 +117,7 @@ def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: f
     inner = [0.0] * workers
     count = len(compiled.tasks)
     for number, task in enumerate(compiled.tasks):
-        if task.owner >= workers:
+        if task.owner >= workers or isinstance(task.op, Read):
             continue
         where = compute if isinstance(task.op, (Compute, Gate)) else talk
         for step in range(engine.steps):
@@ -99,39 +125,19 @@ def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: f
             where[task.owner].append((engine.start_s[at], engine.end_s[at]))
         if isinstance(task.op, Compute):
             inner[task.owner] += engine.steps * prices.inner_s(task.op.work, task.owner)
+    stalls = input_stalls(compiled, engine)
     result = []
-    for busy, talking, inside in zip(compute, talk, inner, strict=True):
+    for owner, (busy, talking, inside) in enumerate(zip(compute, talk, inner, strict=True)):
         alone = union_s(busy)
         either = union_s(busy + talking)
+        starved = union_s(busy + talking + stalls[owner]) - either if owner in stalls else 0.0
         result.append(
-            ClassTime(compute_s=alone - inside, exposed_s=either - alone + inside, waiting_s=makespan - either)
-        )
+            ClassTime(
+                compute_s=alone - inside, exposed_s=either - alone + inside, waiting_s=makespan - either - starved,
+                input_s=starved,
+            )
+        )  # fmt: skip
     return tuple(result)
-
-
-def _link_use(engine: Engine, compiled: Compiled, prices: Prices, makespan: float) -> tuple[LinkUse, ...]:
-    links = compiled.links
-    carried, occupied = [0.0] * len(links.capacity), [0.0] * len(links.capacity)
-    times: dict[int, tuple[Flows, int]] = {}
-    for number, task in enumerate(compiled.tasks):
-        if isinstance(task.work, Flows) and (task.joint < 0 or compiled.joints[task.joint][0] == number):
-            _, before = times.get(id(task.work), (None, 0))
-            times[id(task.work)] = (task.work, before + engine.steps)
-    for flows, count in times.values():
-        for link, size, busy in flows.carried:
-            carried[link] += count * size
-            occupied[link] += count * busy
-    result = [
-        LinkUse(
-            kind=prices.wiring.kind_of(int(members[0])).name.lower().replace("_", " "),
-            count=len(members),
-            bytes_per_link=carried[index],
-            capacity_bytes_per_s=capacity,
-            utilisation=occupied[index] / (capacity * makespan) if makespan > 0.0 else 0.0,
-        )
-        for index, (members, capacity) in enumerate(zip(links.members, links.capacity, strict=True))
-    ]
-    return tuple(sorted(result, key=lambda use: (-use.utilisation, use.kind)))
 
 
 def _timeline(compiled: Compiled, engine: Engine, prices: Prices) -> Timeline:
@@ -145,11 +151,11 @@ def _timeline(compiled: Compiled, engine: Engine, prices: Prices) -> Timeline:
         members_of = tuple(first_server + share.server for share in server.shares)
         where = "on hosts of their own" if server.shares[0].host == "server" else "beside workers"
         classes.append(RankClass(rank=workers + s, label=f"servers {where}", members=members_of))
-    spans = tuple(_spans(compiled, engine))
+    spans = tuple(_spans(compiled, engine, prices))
     return Timeline(source="simulated", steps=engine.steps, classes=tuple(classes), spans=spans)
 
 
-def _spans(compiled: Compiled, engine: Engine) -> Iterator[Span]:
+def _spans(compiled: Compiled, engine: Engine, prices: Prices) -> Iterator[Span]:
     """The spans of every step, in the order of the tasks; the parts of a bucket make one span."""
     count = len(compiled.tasks)
     parts: dict[int, list[int]] = {}
@@ -170,16 +176,21 @@ def _spans(compiled: Compiled, engine: Engine) -> Iterator[Span]:
             earlier = {other for number in mine for other in before[number]}
             after = {other // count * len(parts) + position[other % count] for other in earlier}
             after.discard(step * len(parts) + position[numbers[0]])
-            # Parts of a bucket overlap with the parts of what they follow: a span follows only what ended before it.
-            after = {index for index in after if ends[index] <= start + 1e-12 * max(1.0, start)}
+            # Parts of a bucket overlap with those of what they follow: a span comes after only what ended before it.
+            over = {index for index in after if ends[index] <= start + 1e-12 * max(1.0, start)}
+            op, end = task.op, ends[step * len(parts) + position[numbers[0]]]
+            busy = sum(engine.end_s[number] - engine.start_s[number] for number in mine)
             yield Span(
-                op=task.op.id._replace(step=step),
+                op=op.id._replace(step=step),
                 rank=task.owner,
                 start_s=start,
-                end_s=ends[step * len(parts) + position[numbers[0]]],
+                end_s=end,
                 ready_s=min(start, engine.ready_s[mine[0]]),
                 resource=compiled.streams[task.stream][1],
-                after=tuple(sorted(after)),
+                after=tuple(sorted(over)),
+                follows=tuple(sorted(after - over)),
+                inside_s=prices.inner_s(op.work, task.owner) if isinstance(op, Compute) else 0.0,
+                idle_s=max(0.0, end - start - busy) if len(mine) > 1 else 0.0,
             )
 
 
@@ -205,8 +216,8 @@ def _before(compiled: Compiled, engine: Engine) -> list[list[int]]:
             before[two].append(one)
     for number in range(count, len(before)):
         step, task = number // count, tasks[number % count]
-        if task.waits == 0:
-            before[number].append(last_of[task.owner, step - 1])
+        if task.waits == task.reads and step > task.ahead:
+            before[number].append(last_of[task.owner, step - 1 - task.ahead])
     for members in compiled.joints:
         for step in range(engine.steps):
             together = {other for member in members for other in before[step * count + member]}

@@ -14,6 +14,7 @@ from clustersim.program.program import (
     Exchange,
     Gate,
     Op,
+    Read,
     Transfer,
     Update,
 )
@@ -30,7 +31,8 @@ class Task:
     """One op of one class (or one of a bucket's parts). `work` is its duration in seconds, or flows. `threads`: how
     many threads of a shared host it keeps busy on all ranks of the class.
 
-    `joint` numbers the tasks that happen together: a collective that several classes take part in.
+    `joint` numbers the tasks that happen together: a collective that several classes take part in. `reads` of the
+    `waits` are for input; a task that waits for nothing else begins once the step 1 + `ahead` before its own is over.
     """
 
     owner: int
@@ -40,6 +42,8 @@ class Task:
     work: float | Flows
     threads: int = 0
     waits: int = 0
+    reads: int = 0
+    ahead: int = 0
     joint: int = -1
     then: list[int] = field(default_factory=list)
 
@@ -58,16 +62,24 @@ class Compiled:
 
 
 class Compiler:
-    """Turns every op of every class into tasks; owners are the worker classes, then the server classes."""
+    """Turns every op of every class into tasks; owners are the worker classes, then the server classes.
 
-    def __init__(self, prices: Prices) -> None:
+    `midway`: the step is one of many, so that its input was read during the one before (where that is read ahead), and
+    what it reads is the next one's.
+    """
+
+    def __init__(self, prices: Prices, *, midway: bool = False) -> None:
         self.prices = prices
+        self.midway = midway
         self.program = prices.program
         self.tasks: list[Task] = []
         self.streams: dict[tuple[int, str], int] = {}
         self.joints: list[list[int]] = []
         self._joint_of: dict[tuple[object, ...], int] = {}
-        self._tasks_of: dict[tuple[int, int], list[int]] = {}
+        # The first task of each owner; those of its ops follow each other. Of each position, where the tasks of its ops
+        # begin, and after the last.
+        self._base: list[int] = []
+        self._begins: dict[int, list[int]] = {}
         self._known_peers: dict[tuple[int, int], list[int]] = {}
         self._spans = 0
         self._flow_cache: dict[tuple[object, ...], Flows] = {}
@@ -78,11 +90,9 @@ class Compiler:
         """All tasks, with who waits for whom."""
         owners = self._owners()
         for owner, position in owners:
-            for index, op in enumerate(self.program.positions[position].ops):
-                self._emit(owner, position, index, op)
+            self._emit(owner, position)
         for owner, position in owners:
-            for index, op in enumerate(self.program.positions[position].ops):
-                self._wait(owner, position, index, op)
+            self._wait(owner, position)
         links = self.prices.patterns.classes()
         for flows in self._flow_cache.values():
             flows.resolve(links)
@@ -96,24 +106,34 @@ class Compiler:
         first = len(workers)
         return workers + [(first + s, len(self.program.positions) - 1) for s in range(len(self.prices.servers))]
 
-    def _emit(self, owner: int, position: int, index: int, op: Op) -> None:
-        stream = self.streams.setdefault((owner, op.stream), len(self.streams))
-        works = self._works(owner, op)
-        threads = self._threads(owner, op) if self.prices.shared_cores else 0
-        span, self._spans = self._spans, self._spans + 1
-        numbers = []
-        for work in works:
-            numbers.append(len(self.tasks))
-            self.tasks.append(Task(owner=owner, stream=stream, op=op, span=span, work=work, threads=threads))
-        if isinstance(op, Collective):
-            classes, _ = self.prices.group(op.group, owner)
-            key = (op.id, op.group, classes)
-            joint = self._joint_of.setdefault(key, len(self.joints))
-            if joint == len(self.joints):
-                self.joints.append([])
-            self.joints[joint].append(numbers[0])
-            self.tasks[numbers[0]].joint = joint
-        self._tasks_of[owner, index] = numbers
+    def _emit(self, owner: int, position: int) -> None:
+        """The tasks of one owner."""
+        tasks, streams = self.tasks, self.streams
+        base = len(tasks)
+        self._base.append(base)
+        begins = [0]
+        mine: dict[str, int] = {}
+        shared = self.prices.shared_cores
+        for op in self.program.positions[position].ops:
+            stream = mine.get(op.stream)
+            if stream is None:
+                stream = mine[op.stream] = streams.setdefault((owner, op.stream), len(streams))
+            threads = self._threads(owner, op) if shared else 0
+            ahead = op.prefetch if isinstance(op, Read) else 0
+            span, self._spans = self._spans, self._spans + 1
+            first = len(tasks)
+            for work in self._works(owner, op):
+                tasks.append(Task(owner, stream, op, span, work, threads, ahead=ahead))
+            begins.append(len(tasks) - base)
+            if isinstance(op, Collective):
+                classes, _ = self.prices.group(op.group, owner)
+                key = (op.id, op.group, classes)
+                joint = self._joint_of.setdefault(key, len(self.joints))
+                if joint == len(self.joints):
+                    self.joints.append([])
+                self.joints[joint].append(first)
+                tasks[first].joint = joint
+        self._begins[position] = begins
 
     def _threads(self, owner: int, op: Op) -> int:
         """Threads of the shared host that an op of a class keeps busy: each process computes with its share of the
@@ -127,7 +147,7 @@ class Compiler:
                 return ranks * each
             case Transfer() | Exchange():
                 return 2 * ranks
-            case Collective():
+            case Collective() | Read():
                 return ranks
             case Gate():
                 return 0
@@ -163,6 +183,8 @@ class Compiler:
                 return [prices.update_s(server, op, parts)] * parts
             case Gate():
                 return [self._host_s(owner, op)]
+            case Read():
+                return [self._cached(("read", owner), lambda: prices.read_flows(owner, op))]
             case _:
                 assert_never(op)
 
@@ -187,16 +209,34 @@ class Compiler:
             found = self._flow_cache[key] = make()  # type: ignore[operator]
         return found
 
-    def _wait(self, owner: int, position: int, index: int, op: Op) -> None:
-        mine = self._tasks_of[owner, index]
-        for where, which in op.after:
-            for other in self._who(owner, position, where):
-                theirs = self._tasks_of[other, which]
-                for part, number in enumerate(mine):
-                    # Part k of a bucket needs part k of what it follows; a whole needs the last part.
-                    needed = theirs[part] if len(theirs) == len(mine) else theirs[-1]
-                    self.tasks[needed].then.append(number)
-                    self.tasks[number].waits += 1
+    def _wait(self, owner: int, position: int) -> None:
+        """Have the tasks of one owner wait for what they come after."""
+        tasks, positions = self.tasks, self.program.positions
+        base, begins = self._base[owner], self._begins[position]
+        for index, op in enumerate(positions[position].ops):
+            first, last = base + begins[index], base + begins[index + 1]
+            for where, which in op.after:
+                before = positions[where].ops[which]
+                read = isinstance(before, Read)
+                if self.midway and isinstance(before, Read) and before.prefetch:
+                    continue
+                theirs = self._begins[where]
+                begin, end = theirs[which], theirs[which + 1]
+                for other in self._who(owner, position, where):
+                    at = self._base[other]
+                    if last - first == end - begin == 1:
+                        task = tasks[first]
+                        task.waits += 1
+                        task.reads += read
+                        tasks[at + begin].then.append(first)
+                        continue
+                    for number in range(first, last):
+                        # Part k of a bucket needs part k of what it follows; a whole needs the last part.
+                        part = begin + number - first if end - begin == last - first else end - 1
+                        tasks[at + part].then.append(number)
+                        task = tasks[number]
+                        task.waits += 1
+                        task.reads += read
 
     def _who(self, owner: int, position: int, where: int) -> list[int]:
         """Which owners at position `where` an owner at `position` depends on."""

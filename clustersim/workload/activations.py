@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Literal, NamedTuple, assert_never
 
-from clustersim.workload.block import AttentionKind
-from clustersim.workload.layer_kernels import Recompute
+from clustersim.hardware.kernel import Gemm, Kernels
+from clustersim.workload.block import AttentionKind, routed_tokens
+from clustersim.workload.layer_kernels import Recompute, head_weight_gradients, layer_weight_gradients
 from clustersim.workload.model import Model, vocab_per_rank
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -47,8 +48,13 @@ def stored_tensors(
     sp: bool,
     attention: AttentionKind,
     dtype_bytes: int = 2,
+    cp: int = 1,
+    load: float = 1.0,
 ) -> tuple[Stored, ...]:
     """What one layer keeps of one micro-batch on one of `tp` ranks when nothing is recomputed.
+
+    `cp` ranks share each sequence: a rank keeps its own keys and values, and sees the others' again in the backward
+    pass. `load`: the routed tokens of the fullest expert-parallel rank, relative to the mean.
 
     The first tensor is the layer's input. As in Korthikanti et al. 2022, a dropout mask takes one byte an
     element, and norm statistics and biases are neglected. Unfused attention keeps the probabilities, and with
@@ -56,7 +62,7 @@ def stored_tensors(
     and head. A gated feed-forward keeps gate and up; their product is the input of the GEMM behind it.
     """
     assert model.splits_over(tp), (model.name, tp)
-    tokens = sequence * micro_batch
+    tokens = sequence // cp * micro_batch
     local = _local(tokens, tp, sp)
     e, drop = dtype_bytes, model.dropout
     wide = local * model.hidden
@@ -89,7 +95,7 @@ def stored_tensors(
     kept.append(Stored("mlp.input", wide * e, False))
     rows, hidden = tokens, model.ffn_hidden
     if model.experts is not None:
-        rows, hidden = tokens * model.experts.per_token, model.experts.hidden
+        rows, hidden = routed_tokens(tokens * model.experts.per_token, load), model.experts.hidden
         kept.append(Stored("router.scores", 4 * local * model.experts.count, False))
         kept.append(Stored("experts.input", rows * model.hidden * e, False))
         kept.append(Stored("experts.output", local * model.experts.per_token * model.hidden * e, False))
@@ -110,6 +116,8 @@ def activation_bytes_per_layer(
     recompute: Recompute,
     attention: AttentionKind,
     dtype_bytes: int = 2,
+    cp: int = 1,
+    load: float = 1.0,
 ) -> int:
     """Bytes that one layer keeps of one micro-batch until its backward pass, on one of `tp` ranks.
 
@@ -118,7 +126,7 @@ def activation_bytes_per_layer(
     parallelism too; 34 s b h / t with selective recomputation besides; 2 s b h (over t with sequence
     parallelism) with full.
     """
-    kept = stored_tensors(model, sequence, micro_batch, tp, sp, attention, dtype_bytes)
+    kept = stored_tensors(model, sequence, micro_batch, tp, sp, attention, dtype_bytes, cp, load)
     match recompute:
         case "none":
             return sum(tensor.bytes for tensor in kept)
@@ -139,14 +147,43 @@ def working_set_bytes(
     recompute: Recompute,
     attention: AttentionKind,
     dtype_bytes: int = 2,
+    cp: int = 1,
+    load: float = 1.0,
 ) -> int:
     """Bytes that one layer needs beyond what it kept, while its backward pass runs on what was recomputed.
 
     Layers are recomputed one after the other, so a rank needs this once. The buffers of the layer's gradients
     and the inputs that sequence parallelism gathers again are not in it.
     """
-    whole = activation_bytes_per_layer(model, sequence, micro_batch, tp, sp, "none", attention, dtype_bytes)
-    return whole - activation_bytes_per_layer(model, sequence, micro_batch, tp, sp, recompute, attention, dtype_bytes)
+    shape = (model, sequence, micro_batch, tp, sp)
+    whole = activation_bytes_per_layer(*shape, "none", attention, dtype_bytes, cp, load)
+    return whole - activation_bytes_per_layer(*shape, recompute, attention, dtype_bytes, cp, load)
+
+
+@functools.lru_cache(maxsize=4096)
+def weight_gradient_bytes(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
+    dtype_bytes: int = 2, ep: int = 1, cp: int = 1, load: float = 1.0,
+) -> int:  # fmt: skip
+    """Bytes that one layer keeps of one micro-batch from its backward pass to its weight gradients, where these wait:
+    the input of every linear layer, gathered under sequence parallelism, and the gradient of its output.
+
+    32 s b h for a GPT in 16 bits (Qi et al., ICLR'24).
+    """
+    found = layer_weight_gradients(model, sequence, micro_batch, tp, sp, attention, fused, "bf16", ep, cp, load)
+    return _operand_bytes(found, dtype_bytes)
+
+
+def head_weight_gradient_bytes(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, fused: bool, dtype_bytes: int = 2
+) -> int:
+    """Bytes that the head keeps of one micro-batch from its backward pass to its weight gradients, where these wait."""
+    return _operand_bytes(head_weight_gradients(model, sequence, micro_batch, tp, sp, fused, "bf16"), dtype_bytes)
+
+
+def _operand_bytes(gemms: Kernels, dtype_bytes: int) -> int:
+    """Both operands of GEMMs, of m k and k n elements."""
+    return sum(n * dtype_bytes * gemm.k * (gemm.m + gemm.n) for gemm, n in gemms if isinstance(gemm, Gemm))
 
 
 def embedding_activation_bytes(
@@ -175,6 +212,17 @@ def boundary_bytes(model: Model, sequence: int, micro_batch: int, dtype_bytes: i
     return sequence * micro_batch * model.hidden * dtype_bytes
 
 
+def kv_bytes(model: Model, sequence: int, micro_batch: int, tp: int, dtype_bytes: int = 2) -> int:
+    """Bytes of the keys and values of `sequence` tokens of a micro-batch in one layer, on one of `tp` ranks."""
+    return 2 * sequence * micro_batch * model.kv_heads_per_rank(tp) * model.head_dim * dtype_bytes
+
+
+def ring_buffer_bytes(model: Model, sequence: int, micro_batch: int, tp: int, cp: int, dtype_bytes: int = 2) -> int:
+    """Bytes that ring attention holds besides a rank's own keys and values: the block in use and the one that
+    arrives, and the same of their gradients."""
+    return 4 * kv_bytes(model, sequence // cp, micro_batch, tp, dtype_bytes) if cp > 1 else 0
+
+
 # ---------------------------------------------------------------------------------------------- collectives
 
 
@@ -187,13 +235,15 @@ def tp_collectives(
     sp: bool,
     recompute: Recompute,
     dtype_bytes: int = 2,
+    load: float = 1.0,
 ) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
     """The tensor-parallel collectives of one layer that compute waits for: (forward, backward).
 
     Without sequence parallelism two all-reduces of b s h elements each way; with it each is an all-gather and
     a reduce-scatter (the same bytes on the wire). Full recomputation repeats the forward ones in the backward
     pass. Under sequence parallelism routed tokens are gathered after they were dispatched: those buffers hold
-    b s k h. The gathers for the weight gradients, which run beside compute, are in `regather_collectives`.
+    b s k h, times `load` on the fullest expert-parallel rank. `sequence` is what one rank has of it. The gathers
+    for the weight gradients, which run beside compute, are in `regather_collectives`.
     """
     if tp == 1:
         return (), ()
@@ -203,7 +253,7 @@ def tp_collectives(
     elif model.experts is None:
         once = Exchange("all_gather", dense, 2), Exchange("reduce_scatter", dense, 2)
     else:
-        routed = dense * model.experts.per_token
+        routed = routed_tokens(sequence * micro_batch * model.experts.per_token, load) * model.hidden * dtype_bytes
         once = (
             Exchange("all_gather", dense, 1),
             Exchange("reduce_scatter", dense, 1),
@@ -236,16 +286,18 @@ def ep_collectives(
     ep: int,
     recompute: Recompute,
     dtype_bytes: int = 2,
+    load: float = 1.0,
 ) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
     """The expert-parallel collectives of one layer and micro-batch: (forward, backward).
 
     Dispatch and combine are an all-to-all each, both ways: b s k h elements, 1/tp of them under sequence
-    parallelism.
+    parallelism, and `load` times as many through the port of the fullest rank, which takes in what is dispatched
+    and gives out what is combined. `sequence` is what one rank has of it.
     """
     if ep == 1 or model.experts is None:
         return (), ()
     tokens = _local(sequence * micro_batch, tp, sp)
-    routed = tokens * model.experts.per_token * model.hidden * dtype_bytes
+    routed = routed_tokens(tokens * model.experts.per_token, load) * model.hidden * dtype_bytes
     once = Exchange("all_to_all", routed, 2)
     return (once,), (once, once) if recompute == "full" else (once,)
 

@@ -13,6 +13,14 @@ Conventions, for one micro-batch of b sequences of s tokens on one of t tensor-p
   scale, mask and softmax are one pass. Otherwise each is a pass of its own. The gradient of a bias always is
   one.
 - fp8 covers the GEMMs of the layers, each with a cast of its inputs; everything else stays in bf16.
+- Of c context-parallel ranks each has s/c tokens of every sequence, two of 2c equal pieces: the i-th from the
+  front and the i-th from the back, so that under a causal mask each does 1/c of the attention. Attention takes
+  c steps, one for each block of keys and values as it comes round (ring attention, Liu et al. 2023): its own
+  block under the mask, then every query against the earlier half of a block, or the later half of the queries
+  against all of it, which is as much work. The first of these is what is enumerated.
+- Of e expert-parallel ranks each has 1/e of the experts. `load` is what the fullest of them computes, relative
+  to the mean; the others wait for it. `fused`: experts with as many tokens are one grouped GEMM (a batch), and
+  one pass over all their tokens; otherwise they run one after the other.
 """
 
 from __future__ import annotations
@@ -24,6 +32,21 @@ from clustersim.hardware.kernel import BYTES_OF, Attention, Dtype, Gemm, Kernel,
 from clustersim.workload.model import Model
 
 AttentionKind = Literal["flash", "unfused"]
+
+
+# Routed tokens are dealt out eight at a time where there are whole eights. Their numbers vary from step to step around
+# these; what they must not do is to make every grouped GEMM one of odd rows, which the tensor cores are slow on.
+_DEALT = 8
+
+
+def routed_tokens(choices: int, load: float) -> int:
+    """Tokens that the fullest expert-parallel rank receives, where `choices` is what each would on average."""
+    dealt = _dealt(choices)
+    return choices if load == 1.0 else round(choices * load / dealt) * dealt
+
+
+def _dealt(tokens: int) -> int:
+    return _DEALT if tokens % _DEALT == 0 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +64,8 @@ class Block:
     local: int
     tp: int
     ep: int
+    cp: int
+    load: float
     sp: bool
     flash: bool
     fused: bool
@@ -49,16 +74,17 @@ class Block:
     @classmethod
     def of(
         cls, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind,
-        fused: bool, dtype: Dtype, ep: int,
+        fused: bool, dtype: Dtype, ep: int, cp: int = 1, load: float = 1.0,
     ) -> Block:  # fmt: skip
-        """The block for these degrees, which must divide the model."""
-        tokens = sequence * micro_batch
+        """The block for these degrees, which must divide the model and the sequence."""
+        assert cp == 1 or (sequence % (2 * cp) == 0 and attention == "flash"), (sequence, cp, attention)
+        tokens = sequence // cp * micro_batch
         assert model.splits_over(tp), (model.name, tp)
         assert not sp or tokens % tp == 0, (tokens, tp)
         assert model.experts is None or model.experts.count % ep == 0, (model.name, ep)
         return cls(
             model=model, batch=micro_batch, sequence=sequence, tokens=tokens,
-            local=tokens // tp if sp else tokens, tp=tp, ep=ep, sp=sp,
+            local=tokens // tp if sp else tokens, tp=tp, ep=ep, cp=cp, load=load, sp=sp,
             flash=attention == "flash", fused=fused, dtype=dtype,
         )  # fmt: skip
 
@@ -94,12 +120,15 @@ class Block:
         return self.batch * self.heads * self.sequence * self.sequence
 
     def expert_tokens(self) -> tuple[tuple[int, int], ...]:
-        """(tokens, experts with that many) on this rank: all choices, as even as whole tokens allow."""
+        """(tokens, experts with that many) on the fullest rank: its choices, as even as can be dealt."""
         experts = self.model.experts
         assert experts is not None
         here = experts.count // self.ep
-        each, more = divmod(self.tokens * experts.per_token, here)
-        return tuple((m, count) for m, count in ((each + 1, more), (each, here - more)) if m and count)
+        routed = routed_tokens(self.tokens * experts.per_token, self.load)
+        dealt = _dealt(routed)
+        each, more = divmod(routed // dealt, here)
+        shares = ((each + 1) * dealt, more), (each * dealt, here - more)
+        return tuple((m, count) for m, count in shares if m and count)
 
     # ---------------------------------------------------------------------------------------- single kernels
 
@@ -112,16 +141,16 @@ class Block:
         )
         return ((kernel, 1),)
 
-    def linear(self, m: int, n: int, k: int, count: int = 1) -> Kernels:
-        """A linear layer's forward GEMM, with the cast of its input where the GEMM is fp8."""
-        return (*self._cast(m * k, count), (Gemm(m=m, n=n, k=k, dtype=self.dtype), count))
+    def linear(self, m: int, n: int, k: int, count: int = 1, group: int = 1) -> Kernels:
+        """A linear layer's forward GEMM, with the cast of its input where the GEMM is fp8; `group` of them at once."""
+        return (*self._cast(group * m * k, count), (Gemm(m=m, n=n, k=k, batch=group, dtype=self.dtype), count))
 
-    def linear_backward(self, m: int, n: int, k: int, count: int = 1) -> Kernels:
+    def linear_backward(self, m: int, n: int, k: int, count: int = 1, group: int = 1) -> Kernels:
         """Its two backward GEMMs: gradient of the input, gradient of the weight."""
         return (
-            *self._cast(m * n, count),
-            (Gemm(m=m, n=k, k=n, dtype=self.dtype), count),
-            (Gemm(m=n, n=k, k=m, dtype=self.dtype), count),
+            *self._cast(group * m * n, count),
+            (Gemm(m=m, n=k, k=n, batch=group, dtype=self.dtype), count),
+            (Gemm(m=n, n=k, k=m, batch=group, dtype=self.dtype), count),
         )
 
     def _cast(self, elements: int, count: int) -> Kernels:
@@ -153,18 +182,40 @@ class Block:
 
     def core(self) -> Kernels:
         """Attention without its projections."""
-        s, d, n = self.sequence, self.model.head_dim, self.scores
         if self.flash:
-            return ((self._attention(backward=False), 1),)
+            return self._rounds(backward=False)
+        s, d, n = self.sequence, self.model.head_dim, self.scores
         mask = () if self.fused else self.moved("softmax", n, n)
         dropout = self.moved("dropout", n, n, mask=n, writes_mask=True) if self.model.dropout else ()
         return (self.batched(s, s, d), *mask, *self.moved("softmax", n, n), *dropout, self.batched(s, d, s))
 
-    def _attention(self, backward: bool) -> Attention:
+    def _rounds(self, backward: bool) -> Kernels:
+        """Fused attention, in as many steps as there are context-parallel ranks."""
+        later = self.ring_step(backward) if self.cp > 1 else ()
+        return (*self.own_step(backward), *((kernel, count * (self.cp - 1)) for kernel, count in later))
+
+    def own_step(self, backward: bool) -> Kernels:
+        """Attention of the rank's queries to its own keys and values."""
+        share = self.sequence // self.cp
+        return ((self._attention(share, self.model.kind == "decoder", backward), 1),)
+
+    def ring_step(self, backward: bool) -> Kernels:
+        """Attention to a block of keys and values from another rank, and the addition of what comes of it to the
+        output, or to the gradients of the queries and of the block."""
+        decoder = self.model.kind == "decoder"
+        keys = self.sequence // self.cp // (2 if decoder else 1)
+        queries = self.tokens * self.q
+        block = self.batch * keys * 2 * self.kv_heads * self.model.head_dim
+        return (
+            (self._attention(keys, False, backward), 1),
+            *self.moved("residual", 2 * queries, queries),
+            *(self.moved("residual", 2 * block, block) if backward else ()),
+        )
+
+    def _attention(self, keys: int, causal: bool, backward: bool) -> Attention:
         return Attention(
-            batch=self.batch, queries=self.sequence, keys=self.sequence, heads=self.heads,
-            kv_heads=self.kv_heads, head_dim=self.model.head_dim,
-            causal=self.model.kind == "decoder", backward=backward,
+            batch=self.batch, queries=self.sequence // self.cp, keys=keys, heads=self.heads,
+            kv_heads=self.kv_heads, head_dim=self.model.head_dim, causal=causal, backward=backward,
             dtype=self.soft_dtype,
         )  # fmt: skip
 
@@ -199,12 +250,15 @@ class Block:
         f = hidden // self.tp
         return f, 2 * f if self.model.gated else f
 
-    def _mlp(self, m: int, f: int, inner: int, count: int) -> Kernels:
-        passes = (*self.bias(m * inner, self.model.bias), *self.moved("activation", m * inner, m * f))
+    def _mlp(self, m: int, f: int, inner: int, experts: int) -> Kernels:
+        """Feed-forwards of `experts` experts (1: of a dense layer) on `m` tokens each."""
+        group, count = (experts, 1) if self.fused else (1, experts)
+        rows = m * group
+        passes = (*self.bias(rows * inner, self.model.bias), *self.moved("activation", rows * inner, rows * f))
         return (
-            *self.linear(m, inner, self.model.hidden, count),
+            *self.linear(m, inner, self.model.hidden, count, group),
             *((kernel, count) for kernel, _ in passes),
-            *self.linear(m, self.model.hidden, f, count),
+            *self.linear(m, self.model.hidden, f, count, group),
         )
 
     def _experts(self) -> Kernels:
@@ -221,9 +275,20 @@ class Block:
             (Gemm(m=self.local, n=experts.count, k=h, dtype=self.soft_dtype), 1),
             (scores, 1),
             *self.moved("copy", self.local * h, chosen),
+            *self.sorted_by_expert(),
             *(kernel for m, count in self.expert_tokens() for kernel in self._mlp(m, f, inner, count)),
+            *self.sorted_by_expert(),
             *self.moved("copy", chosen, self.local * h),
         )
+
+    def sorted_by_expert(self) -> Kernels:
+        """Tokens that came from several ranks, put in the order of the rank's experts, or back."""
+        experts = self.model.experts
+        assert experts is not None
+        if self.ep in (1, experts.count):
+            return ()
+        rows = routed_tokens(self.local * experts.per_token, self.load) * self.model.hidden
+        return self.moved("copy", rows, rows)
 
     # ---------------------------------------------------------------------------------------------- backward
 
@@ -242,9 +307,9 @@ class Block:
         return (*dropout, *self.bias_gradient(n, self.model.bias))
 
     def core_backward(self) -> Kernels:
-        s, d, n = self.sequence, self.model.head_dim, self.scores
         if self.flash:
-            return ((self._attention(backward=True), 1),)
+            return self._rounds(backward=True)
+        s, d, n = self.sequence, self.model.head_dim, self.scores
         dropout = self.moved("dropout", n, n, mask=n) if self.model.dropout else ()
         mask = () if self.fused else self.moved("softmax", n, n)
         return (
@@ -276,15 +341,17 @@ class Block:
         f, inner = self._ffn(model.ffn_hidden)
         return (*self.join_backward(), *self._mlp_backward(self.tokens, f, inner, 1), *self.norm_backward())
 
-    def _mlp_backward(self, m: int, f: int, inner: int, count: int) -> Kernels:
+    def _mlp_backward(self, m: int, f: int, inner: int, experts: int) -> Kernels:
+        group, count = (experts, 1) if self.fused else (1, experts)
+        rows = m * group
         passes = (
-            *self.moved("activation", m * (inner + f), m * inner),
-            *self.bias_gradient(m * inner, self.model.bias),
+            *self.moved("activation", rows * (inner + f), rows * inner),
+            *self.bias_gradient(rows * inner, self.model.bias),
         )
         return (
-            *self.linear_backward(m, self.model.hidden, f, count),
+            *self.linear_backward(m, self.model.hidden, f, count, group),
             *((kernel, count) for kernel, _ in passes),
-            *self.linear_backward(m, inner, self.model.hidden, count),
+            *self.linear_backward(m, inner, self.model.hidden, count, group),
         )
 
     def _experts_backward(self) -> Kernels:
@@ -301,7 +368,9 @@ class Block:
         return (
             # The gradient of the router's weights needs the experts' outputs.
             *self.moved("copy", self.local * h + chosen, chosen),
+            *self.sorted_by_expert(),
             *(kernel for m, count in self.expert_tokens() for kernel in self._mlp_backward(m, f, inner, count)),
+            *self.sorted_by_expert(),
             *self.moved("copy", chosen, self.local * h),
             (scores, 1),
             (Gemm(m=router[0], n=router[2], k=router[1], dtype=self.soft_dtype), 1),

@@ -20,32 +20,32 @@ Recompute = Literal["none", "selective", "full"]
 @functools.lru_cache(maxsize=4096)
 def forward(
     model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, ep: int = 1,
+    dtype: Dtype, ep: int = 1, cp: int = 1, load: float = 1.0,
 ) -> Kernels:  # fmt: skip
     """The kernels of one layer's forward pass for one micro-batch on one rank.
 
     `tp` ranks share the layer (it must divide heads and feed-forward columns: `Model.splits_over`), `sp`
-    splits what lies between the GEMMs too, `ep` ranks share the experts; the tokens spread evenly over
-    experts. Cached.
+    splits what lies between the GEMMs too, `cp` ranks share each sequence, `ep` ranks share the experts; the
+    tokens spread evenly over the experts of a rank, of which the fullest has `load` times the mean. Cached.
     """
-    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
     return (*block.attention(), *block.feed_forward())
 
 
 @functools.lru_cache(maxsize=4096)
 def backward(
     model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, ep: int = 1,
+    dtype: Dtype, ep: int = 1, cp: int = 1, load: float = 1.0,
 ) -> Kernels:  # fmt: skip
     """The kernels of one layer's backward pass, without anything recomputed (see `recomputed`). Cached."""
-    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
     return (*block.feed_forward_backward(), *block.attention_backward())
 
 
 @functools.lru_cache(maxsize=4096)
 def recomputed(
     model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, recompute: Recompute, ep: int = 1,
+    dtype: Dtype, recompute: Recompute, ep: int = 1, cp: int = 1, load: float = 1.0,
 ) -> Kernels:  # fmt: skip
     """The forward kernels that run again before (or in) the backward pass of one layer.
 
@@ -56,12 +56,44 @@ def recomputed(
         case "none":
             return ()
         case "selective":
-            block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+            block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
             return () if block.flash else block.core()
         case "full":
-            return forward(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep)
+            return forward(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
         case _:
             assert_never(recompute)
+
+
+@functools.lru_cache(maxsize=4096)
+def layer_weight_gradients(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
+    dtype: Dtype, ep: int = 1, cp: int = 1, load: float = 1.0,
+) -> Kernels:  # fmt: skip
+    """The part of `backward` that only gradients of weights need, W in Qi et al. (ICLR'24): a GEMM for each linear
+    layer. Sums over tokens for biases and norms stay with the gradient of the input, which reads the same. Cached."""
+    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
+    return _weight_gradients(without((*block.attention(), *block.feed_forward()), block.core()))
+
+
+def _weight_gradients(linear: Kernels) -> Kernels:
+    """The weight gradient of each (m, k) by (k, n) GEMM of a forward pass, which must be linear layers: (n, m) by
+    (m, k); of grouped ones too."""
+    gemms = [(kernel, count) for kernel, count in linear if isinstance(kernel, Gemm)]
+    return tuple(
+        (Gemm(m=kernel.n, n=kernel.k, k=kernel.m, batch=kernel.batch, dtype=kernel.dtype), count)
+        for kernel, count in gemms
+    )
+
+
+def without(kernels: Kernels, taken: Kernels) -> Kernels:
+    """`kernels`, each named once, less those `taken`, which must be among them."""
+    left: dict[Kernel, int] = {}
+    for kernel, count in kernels:
+        left[kernel] = left.get(kernel, 0) + count
+    for kernel, count in taken:
+        assert left.get(kernel, 0) >= count, kernel
+        left[kernel] -= count
+    return tuple((kernel, count) for kernel, count in left.items() if count)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -152,6 +184,21 @@ def head_backward(
         *ends.pooler_backward(micro_batch),
         *((ends.moved("norm", 2 * n, n),) if model.final_norm else ()),
     )
+
+
+def embedding_weight_gradients(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype
+) -> Kernels:
+    """The part of `embedding_backward` that fills the tables' gradients."""
+    found = embedding_backward(model, sequence, micro_batch, tp, sp, dtype)
+    return tuple((kernel, n) for kernel, n in found if isinstance(kernel, Memory) and kernel.op == "embedding")
+
+
+def head_weight_gradients(
+    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, fused: bool, dtype: Dtype
+) -> Kernels:
+    """The part of `head_backward` that only gradients of weights need."""
+    return _weight_gradients(head_forward(model, sequence, micro_batch, tp, sp, fused, dtype))
 
 
 class _Ends:

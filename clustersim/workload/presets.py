@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from clustersim.errors import ScenarioError
@@ -44,6 +45,14 @@ def _llama(
         ffn_hidden=ffn, vocab=vocab, gated=True, norm="rmsnorm", bias=False, qkv_bias=qkv_bias, rotary=True,
         dropout=False, tied=False, experts=experts,
     )  # fmt: skip
+
+
+def _qwen3_moe(name: str, layers: int, hidden: int, heads: int, expert: int) -> Model:
+    """128 experts in every layer, eight for each token; 4 K/V heads."""
+    plain = _llama(
+        name, layers, hidden, heads, 4, 3 * hidden, 151936, experts=Experts(count=128, per_token=8, hidden=expert)
+    )
+    return replace(plain, head_dim=128, qk_norm=True)
 
 
 def _megatron(name: str, layers: int, hidden: int, heads: int) -> Model:
@@ -91,7 +100,13 @@ _ALL = (
     _llama(
         "mixtral-8x7b", 32, 4096, 32, 8, 14336, 32000, experts=Experts(count=8, per_token=2, hidden=14336)
     ),
+    _llama(
+        "mixtral-8x22b", 56, 6144, 48, 8, 16384, 32768, experts=Experts(count=8, per_token=2, hidden=16384)
+    ),
     _llama("qwen2.5-7b", 28, 3584, 28, 4, 18944, 152064, qkv_bias=True),
+    # Yang et al. 2025 (Qwen3): heads of 128 whatever the width, and their norms.
+    _qwen3_moe("qwen3-30b-a3b", 48, 2048, 32, 768),
+    _qwen3_moe("qwen3-235b-a22b", 94, 4096, 64, 1536),
     # Devlin et al. 2019, with both pre-training heads.
     Model(
         name="bert-large", kind="encoder", layers=24, hidden=1024, heads=16, kv_heads=16, head_dim=64,

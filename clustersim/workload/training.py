@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from clustersim.hardware.kernel import Dtype
 from clustersim.units import FILE, Count
+from clustersim.workload.data import Data
 from clustersim.workload.model import Model
 
 Optimizer = Literal["adam", "sgd", "momentum"]
@@ -17,7 +19,11 @@ STATE_TENSORS: dict[Optimizer, int] = {"adam": 2, "momentum": 1, "sgd": 0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """`global_batch` in sequences of `sequence` tokens; `tokens`: how many the whole training sees."""
+    """`global_batch` in sequences of `sequence` tokens; `tokens`: how many the whole training sees.
+
+    `expert_imbalance`: tokens that the fullest of the ranks that share the experts receives, relative to their mean. At
+    most all tokens go to one rank, so that more than ep counts as ep.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     global_batch: int
@@ -25,11 +31,18 @@ class Training:
     precision: Dtype = "bf16"
     optimizer: Optimizer = "adam"
     tokens: Count | None = None
+    expert_imbalance: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "sequence"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 1.0 <= self.expert_imbalance < math.inf:
+            raise ValueError(f"expert_imbalance must be at least 1, not {self.expert_imbalance:g}")
+
+    def expert_load(self, ep: int) -> float:
+        """What the fullest of `ep` ranks that share the experts receives, relative to their mean."""
+        return min(self.expert_imbalance, float(ep))
 
     @property
     def tokens_per_step(self) -> int:
@@ -39,8 +52,9 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A model and its training."""
+    """A model and its training; and the data that it reads, where that is modelled."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     model: Model
     training: Training
+    data: Data | None = None

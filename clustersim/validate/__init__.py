@@ -1,0 +1,1 @@
+"""The scoreboard: published and own runs against predictions."""

@@ -1,0 +1,119 @@
+"""Figures of a family of scored cases: errors, their spread, ranking and regret."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clustersim.validate.case import Case
+from clustersim.validate.score import Scored
+
+Floats = NDArray[np.float64]
+# Rankings are compared in groups of at least this many layouts.
+SMALLEST_GROUP = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Over `groups` of one model, cluster and batch with at least four layouts: mean Spearman correlation, and by how
+    much the layout predicted fastest was slower than the truly fastest (mean and largest)."""
+
+    groups: int
+    layouts: int
+    correlation: float
+    regret: float
+    worst_regret: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Errors of n cases, predicted / measured - 1: mean, median and 90th percentile of their size, mean with sign, the
+    worst; and how many measured times lie in the predicted 90 % interval."""
+
+    n: int
+    mean: float
+    median: float
+    p90: float
+    bias: float
+    worst: float
+    worst_id: str
+    covered: float
+    ranking: Ranking | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySummary:
+    """Errors of predicted against stated memory, and how many layouts that ran are called infeasible."""
+
+    n: int
+    mean: float
+    bias: float
+    worst: float
+    called_infeasible: int
+
+
+def summary(scored: Sequence[Scored]) -> Summary:
+    """The figures of at least one scored case."""
+    errors = np.array([each.error for each in scored])
+    sizes = np.abs(errors)
+    worst = int(np.argmax(sizes))
+    return Summary(
+        n=len(scored), mean=float(sizes.mean()), median=float(np.median(sizes)), p90=float(np.quantile(sizes, 0.9)),
+        bias=float(errors.mean()), worst=float(errors[worst]), worst_id=scored[worst].case.id,
+        covered=float(np.mean([each.covered for each in scored])), ranking=ranking(scored),
+    )  # fmt: skip
+
+
+def memory_summary(scored: Sequence[Scored]) -> MemorySummary | None:
+    """Memory of the cases that state any, and feasibility of all."""
+    stated = [(each.predicted_bytes, each.case.memory_bytes) for each in scored if each.case.memory_bytes]
+    errors = np.array([predicted / measured - 1.0 for predicted, measured in stated if measured is not None])
+    if not len(errors):
+        return None
+    return MemorySummary(
+        n=len(errors), mean=float(np.abs(errors).mean()), bias=float(errors.mean()),
+        worst=float(errors[np.argmax(np.abs(errors))]), called_infeasible=sum(not each.fits for each in scored),
+    )  # fmt: skip
+
+
+def ranking(scored: Sequence[Scored]) -> Ranking | None:
+    """Rank correlation and top-1 regret in groups of one model, cluster, framework and batch; None without any."""
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for each in scored:
+        groups[_question(each.case)].append(each)
+    large = [group for group in groups.values() if len({each.layout for each in group}) >= SMALLEST_GROUP]
+    if not large:
+        return None
+    correlations, regrets = [], []
+    for group in large:
+        predicted = np.array([each.predicted_s for each in group])
+        measured = np.array([each.case.measured_s for each in group])
+        correlations.append(spearman(predicted, measured))
+        regrets.append(float(measured[np.argmin(predicted)] / measured.min() - 1.0))
+    return Ranking(
+        groups=len(large), layouts=sum(map(len, large)), correlation=float(np.mean(correlations)),
+        regret=float(np.mean(regrets)), worst_regret=max(regrets),
+    )  # fmt: skip
+
+
+def spearman(one: Floats, two: Floats) -> float:
+    """Spearman's rank correlation, ties at their mean rank; 1 where either is constant."""
+    first, second = _ranks(one), _ranks(two)
+    if float(np.ptp(first)) == 0.0 or float(np.ptp(second)) == 0.0:
+        return 1.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    upper = np.cumsum(counts)
+    return np.asarray((upper - (counts - 1) / 2.0)[inverse], dtype=np.float64)
+
+
+def _question(case: Case) -> str:
+    """What a group shares: everything of the scenario but its name and layout."""
+    return repr(sorted((key, repr(value)) for key, value in case.scenario.items() if key not in ("name", "layout")))
