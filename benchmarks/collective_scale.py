@@ -20,7 +20,7 @@ from clustersim.estimate.collectives import closed_form_s, two_levels
 from clustersim.hardware.link import Link, LinkKind, Segment
 from clustersim.hardware.provenance import Provenance
 from clustersim.layout.layout import Algorithm
-from clustersim.simulate.standalone import price_collective
+from clustersim.simulate.collectives.standalone import price_collective
 
 ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "hierarchical", "halving-doubling")
 RANKS = (8, 64, 256, 1024, 4096, 16384)

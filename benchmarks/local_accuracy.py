@@ -48,7 +48,8 @@ from clustersim.layout.layout import (
     describe,
 )
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import simulate
 
 NAME = "benchmark-host"

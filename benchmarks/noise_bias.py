@@ -20,7 +20,7 @@ import numpy as np
 
 from clustersim.cluster.noise import Distribution, Exponential, Lognormal, Noise, Pareto
 from clustersim.program.lower import lower
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.search.search import make_plan
 from clustersim.simulate import noise as noise_of_tasks
 from clustersim.simulate.simulate import simulate

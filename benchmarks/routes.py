@@ -17,7 +17,7 @@ import numpy as np
 from clustersim.cluster.cluster import Cluster
 from clustersim.cluster.graph import graph
 from clustersim.cluster.wiring import Wiring
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 
 PAIRS, SEARCHES = 100_000, 20
 

@@ -17,7 +17,8 @@ from clustersim.cluster.background import Background
 from clustersim.cluster.cluster import Cluster, SlowNic, SlowRank
 from clustersim.layout.layout import AllReduce, Layout, Mesh, Pipeline, Precision, SyncRule, even_boundaries
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import simulate
 
 

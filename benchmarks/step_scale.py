@@ -19,7 +19,7 @@ from clustersim.hardware.link import Link
 from clustersim.hardware.provenance import Provenance
 from clustersim.layout.layout import Mesh
 from clustersim.program.program import Collective, Compute, Op, Position, Program, Work
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.simulate.simulate import simulate
 from clustersim.timeline import OpId
 

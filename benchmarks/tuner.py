@@ -25,7 +25,7 @@ from clustersim.hardware.load import load_link
 from clustersim.hardware.provenance import Provenance
 from clustersim.hardware.tuner import Pair, Shape, chosen_seconds, times
 from clustersim.hardware.tuner_constants import Correction, TunerConstants, load_tuner
-from clustersim.simulate.standalone import StandaloneCollective
+from clustersim.simulate.collectives.standalone import StandaloneCollective
 
 HELDOUT = Path(__file__).resolve().parent.parent / "hwprofiles" / "tuners" / "heldout.csv"
 BANDS = {"<= 64 KiB": 2**16, "<= 1 MiB": 2**20, "<= 16 MiB": 2**24, "<= 256 MiB": 2**28, "> 256 MiB": 2**62}

@@ -43,7 +43,7 @@ from clustersim.hardware.provenance import Provenance
 from clustersim.layout.layout import Layout, describe
 from clustersim.program.lower import lower
 from clustersim.program.program import Program
-from clustersim.scenario import Question
+from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import simulate
 from clustersim.timeline import OpId, OpKind, Phase
 

@@ -187,7 +187,7 @@ def _message(detail: ErrorDetails, same: Sequence[ErrorDetails]) -> str:
         return f"{_short(given)} is not a name; write text, in quotes where it looks like something else"
     if kind in ("tuple_type", "list_type"):
         return f"{_short(given)} is not a list; write e.g. [{_short(given) if isinstance(given, str) else 'a, b'}]"
-    if kind in ("dataclass_type", "dict_type", "model_type"):
+    if kind in ("dataclass_type", "dict_type", "model_type", "model_attributes_type"):
         return f"{_short(given)} is not a block of keys; write e.g. key: value"
     message = " ".join(detail["msg"].split())
     return f"{message[:1].lower()}{message[1:]}, not {_short(given)}"

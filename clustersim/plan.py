@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from clustersim.hardware.framework import Framework
 from clustersim.layout.layout import Family, Layout
-from clustersim.scenario import Scenario
+from clustersim.scenario.scenario import Scenario
 from clustersim.workload.training import Workload
 
 PLAIN: dict[str, Any] = {"extra": "forbid"}

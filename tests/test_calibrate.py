@@ -35,7 +35,8 @@ from clustersim.layout.layout import (
     SyncRule,
 )
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import simulate
 from clustersim.timeline import RankClass, Span, Timeline
 

@@ -19,7 +19,7 @@ from clustersim.app.door import run
 from clustersim.app.looking import FileKind
 from clustersim.compare import Run
 from clustersim.plan import Plan
-from clustersim.scenario import load_scenario
+from clustersim.scenario.load import load_scenario
 from clustersim.timeline import Timeline
 
 SMALL = """\
@@ -372,7 +372,7 @@ def test_init_writes_a_scenario_that_reads_and_its_schema(folder: Path, capsys: 
     assert "First let clustersim measure it" in text
     assert json.loads(Path("scenario.schema.json").read_text())["title"] == "clustersim scenario file"
     tree, _ = files.read_tree(Path("scenario.yaml"))
-    from clustersim.scenario import Scenario
+    from clustersim.scenario.scenario import Scenario
 
     assert files.validated(Scenario, tree, "scenario").cluster.nodes
     assert run(["init"]) == 2

@@ -13,7 +13,7 @@ from clustersim.app.machine import demo_scenarios
 from clustersim.compare import Run
 from clustersim.layout.layout import AllReduce, ParameterServer
 from clustersim.plan import Plan
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.search.search import make_plan
 
 _NOTED = "provenance: {method: estimate, source: a test}\n"

@@ -12,7 +12,7 @@ import pytest
 from clustersim.app.door import run
 from clustersim.cluster.cluster import Cluster
 from clustersim.cluster.load import load_fabric, load_machine
-from clustersim.simulate.standalone import price_collective
+from clustersim.simulate.collectives.standalone import price_collective
 
 BY_HAND = ["--intra", "300GB/s,500ns", "--inter", "25GB/s,5us"]
 
@@ -213,3 +213,19 @@ def test_mistakes_are_one_line(arguments: list[str], code: int, words: str, caps
 def test_sizes_are_exact_powers(capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys, "all-reduce", "--size", "1B..1GiB", *BY_HAND, "--nodes", "2", "--algorithm", "ring")
     assert [math.log2(row["bytes"]) for row in found["rows"]] == list(range(31))
+
+
+def test_one_rank_is_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["collective", "all-reduce", "--ranks", "1", *BY_HAND]) == 0
+    assert capsys.readouterr().out.startswith("all-reduce, 1 rank on 1 node (")
+
+
+def test_channels_are_for_what_has_some(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["collective", "all-reduce", "--size", "1GiB", "--node", "hgx-h100", "--nodes", "4"]
+    for algorithm in ("auto", "halving-doubling", "hierarchical"):
+        assert run([*asked, "--algorithm", algorithm, "--channels", "2"]) == 2
+        assert "has no channels to divide bytes over; write --algorithm ring" in capsys.readouterr().err
+        assert run([*asked, "--algorithm", algorithm]) == 0
+        assert "channel" not in capsys.readouterr().out
+    assert run([*asked, "--algorithm", "ring", "--channels", "2"]) == 0
+    assert "2 channels" in capsys.readouterr().out

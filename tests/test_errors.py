@@ -165,6 +165,42 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
     "unknown choice": (GOOD + "objective: fastest\n", "13:12", "'fastest' is not one of 'step_time', 'usd'"),
     "word for a list": (GOOD + "search: {sync: allreduce}\n", "13:16", "is not a list; write e.g. ['allreduce']"),
     "key without a value": (_with("model: gpt3-125m", "model:"), "3:1", "model: has no value"),
+    "boundaries that do not start at 0": (
+        GOOD + "layout: {pp: 2, boundaries: [1, 6]}\n",
+        "13:17",
+        "layout.boundaries: must start at layer 0 and grow, e.g. [0, 6, 12, 18]",
+    ),
+    "boundaries that do not grow": (GOOD + "layout: {pp: 2, boundaries: [0, 0]}\n", "13:17", "must start at layer 0"),
+    "boundaries behind the last layer": (
+        GOOD + "layout: {pp: 2, boundaries: [0, 12]}\n",
+        "13:17",
+        "layout.boundaries: gpt3-125m has layers 0 to 11; 12 is none of them",
+    ),
+    "boundaries of too few chunks": (
+        GOOD + "layout: {pp: 4, boundaries: [0, 3, 6]}\n",
+        "13:17",
+        "layout.boundaries: name 3 chunks; write the first layer of each of 4",
+    ),
+    "chunks that a schedule has not": (
+        GOOD + "layout: {pp: 2, schedule: 1f1b, virtual_stages: 2}\n",
+        "13:49",
+        "layout.virtual_stages: 2: 1f1b has 1 a stage; write virtual_stages: 1, or schedule: interleaved",
+    ),
+    "sharp without switches that add up": (
+        GOOD + "layout: {algorithm: sharp}\n",
+        "13:21",
+        "layout.algorithm: sharp: needs a fabric whose switches add up",
+    ),
+    "nvls without switches that add up": (
+        GOOD + "layout: {algorithm: nvls}\n",
+        "13:21",
+        "layout.algorithm: nvls: needs switches that add up (interconnect.reduces: true), which dgx-a100-80g has not",
+    ),
+    "noise that is no block": (
+        _with("fabric: one-switch", "noise: {worker: 0.1}"),
+        "12:19",
+        "cluster.noise.worker: 0.1 is not a block of keys; write e.g. key: value",
+    ),
     "block for a model with a mistake": (
         _with("model: gpt3-125m", "model: {layers: 12, hidden: 768, heads: 7, vocab: 100}"),
         "3:1",
@@ -200,7 +236,7 @@ def test_malformed_scenario(
 
 
 def test_the_scenario_that_the_malformed_ones_are_made_of_is_sound(tmp_path: Path) -> None:
-    from clustersim.scenario import load_scenario
+    from clustersim.scenario.load import load_scenario
 
     (tmp_path / "good.yaml").write_text(GOOD, encoding="utf-8")
     assert load_scenario(tmp_path / "good.yaml").cluster.devices == 8
@@ -263,7 +299,10 @@ def test_layout_that_divides_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["plan"], "missing argument"),
         (["plan", "x.yaml", "--wrokers", "2"], "no such option: --wrokers"),
         (["plan", "x.yaml", "--top", "0"], "--top"),
-        (["schema", "galaxy"], "galaxy"),
+        (["schema", "galaxy"], "invalid value for 'kind': 'galaxy' is not one of 'scenario'"),
+        (["simulate", "x.yaml", "--days", "1e9"], "more than 0 and at most 36500"),
+        (["simulate", "x.yaml", "--days", "3", "--trace", "t.json"], "leave out --days or --trace"),
+        (["simulate", "x.yaml", "--seeds", "3"], "--seeds counts the runs of --days"),
         (["calibrate", "plan.json"], "PLAN RUN"),
         (["topo", "dgx-a100-80g", "--image", "picture.gif"], "an .svg or a .png file"),
         (["compare", "plan.json", "run.json", "--tolerance", "a lot"], "write e.g. 8% or 0.08"),
@@ -277,12 +316,12 @@ def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[s
 def test_our_own_bug_is_one_line_and_a_traceback_on_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from clustersim import scenario
+    from clustersim.scenario import load
 
     def broken(path: str) -> None:
         raise KeyError("an own mistake")
 
-    monkeypatch.setattr(scenario, "load_scenario", broken)
+    monkeypatch.setattr(load, "load_scenario", broken)
     assert run(["plan", "x.yaml"]) == 1
     told = capsys.readouterr().err
     assert told == "internal error: KeyError: 'an own mistake'; please report with --debug output\n"

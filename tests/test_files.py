@@ -24,7 +24,7 @@ from clustersim.hardware.link import Link
 from clustersim.layout.layout import AllReduce, Layout, ParameterServer, Sharded
 from clustersim.plan import Plan
 from clustersim.program.program import Program
-from clustersim.scenario import Scenario
+from clustersim.scenario.scenario import Scenario
 from clustersim.timeline import OpId, RankClass, Span, Timeline
 
 _KINDS: dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 from clustersim.cluster.cluster import Cluster
 from clustersim.cluster.graph import graph, leaves, route
 from clustersim.cluster.wiring import Port, Wiring
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 
 _FABRICS: tuple[dict[str, Any], ...] = (
     {"kind": "one-switch"},

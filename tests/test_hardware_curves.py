@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim.errors import ProfileError
-from clustersim.files import profile_path
+from clustersim.files import profile_names, profile_path
 from clustersim.hardware.curve import (
     CollectiveTable,
     alpha_s,
@@ -341,3 +341,13 @@ def test_interpolation_meets_sizes_left_out(node: str) -> None:
         errors.extend(np.abs(guess / times[1:-1:2] - 1.0))
     assert np.median(errors) < 0.04
     assert np.quantile(errors, 0.9) < 0.25
+
+
+@pytest.mark.parametrize("name", sorted(profile_names("links")))
+def test_alpha_and_effective_rate_make_up_the_curve(name: str) -> None:
+    link = load_link(name)
+    sizes = np.geomspace(1.0, 2.0**34, 200)
+    seconds = alpha_s(link) + sizes / effective_rate(link, sizes)
+    np.testing.assert_allclose(seconds, step_seconds(link, sizes), rtol=1e-9)
+    assert (np.diff(seconds) >= -1e-12 * seconds[1:]).all()
+    assert effective_rate(link, float(sizes[70])) == pytest.approx(float(effective_rate(link, sizes)[70]))

@@ -11,7 +11,7 @@ import pytest
 
 from clustersim import files
 from clustersim.errors import ClustersimError
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.search.search import make_plan
 
 # Small, and with something for every term to act on: a pipeline, tensor parallelism, servers, two nodes.
@@ -291,10 +291,10 @@ FAILING: dict[str, Any] = {
 
 def _endured(tree: dict[str, Any]) -> Any:
     """What thirty days of the planned layout bring."""
+    from clustersim.horizon.horizon import horizon
+    from clustersim.horizon.job import job_of
     from clustersim.program.lower import lower
     from clustersim.report.horizon_screen import horizon_document
-    from clustersim.simulate.horizon import horizon
-    from clustersim.simulate.job import job_of
     from clustersim.simulate.simulate import simulate
 
     asked = question(tree, "knobs")

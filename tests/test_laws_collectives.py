@@ -16,9 +16,9 @@ from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.wiring import Port, Wiring
 from clustersim.layout.layout import Algorithm, Mesh
 from clustersim.program.program import CollectiveKind
-from clustersim.simulate.collectives import phases
+from clustersim.simulate.collectives.phases import phases
+from clustersim.simulate.collectives.trees import tree_parents
 from clustersim.simulate.simulate import Simulated, simulate
-from clustersim.simulate.trees import tree_parents
 
 ALGORITHMS: tuple[Algorithm, ...] = ("ring", "tree", "binary-tree", "hierarchical", "halving-doubling")
 

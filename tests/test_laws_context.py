@@ -30,7 +30,7 @@ from clustersim.hardware.kernel import Attention, Gemm, Kernels
 from clustersim.layout.layout import Mesh, describe
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Inner, Program, Transfer
-from clustersim.scenario import load_scenario, question
+from clustersim.scenario.load import load_scenario, question
 from clustersim.search.search import survey
 from clustersim.simulate.simulate import simulate
 from clustersim.workload.activations import activation_bytes_per_layer, stored_tensors
@@ -152,8 +152,8 @@ def test_everything_else_has_its_share_of_the_sequence(cp: int, tp: int) -> None
     prices = simulate(program, cluster, framework_of()).prices
     summing = {op.group for position in program.positions for op in position.ops if isinstance(op, Collective)}
     assert summing == {"dp"}
-    assert prices.group("dp", 0)[1].shape[1] == mesh.replicas == 2 * cp
-    assert prices.group("cp", 0)[1].shape[1] == cp
+    assert prices.groups.of_class("dp", 0)[1].shape[1] == mesh.replicas == 2 * cp
+    assert prices.groups.of_class("cp", 0)[1].shape[1] == cp
 
 
 # ------------------------------------------------------------------------------------------------- what is hidden
@@ -197,7 +197,7 @@ def test_what_attention_does_not_hide_is_exposed(cp: int, rate: float, alpha: fl
         both = [block / rate + alpha, *[2 * block / rate + alpha] * (cp - 2), block / rate + alpha]
         assert sends == pytest.approx(both, rel=1e-12)
     walked = _walk(steps, sends[: len(steps) - 1], cp)
-    exposed = prices.inner_s(number, 0)
+    exposed = prices.compute.inner_s(number, 0)
     if way == "forward":
         assert exposed == pytest.approx(walked - sum(steps), rel=1e-9, abs=1e-15)
     else:
@@ -223,7 +223,7 @@ def test_sends_slow_the_attention_beside_them() -> None:
                 item.count * max(item.bytes / rate - costs.seconds(item.beside), item.bytes / rate * (1.0 - 1.0 / 1.25))
                 for item in work.inner
             )
-            assert prices.inner_s(number, 0) == pytest.approx(left, rel=1e-9)
+            assert prices.compute.inner_s(number, 0) == pytest.approx(left, rel=1e-9)
 
 
 def _later(model: Model, cp: int) -> Kernels:
@@ -242,7 +242,7 @@ def test_a_ring_over_nodes_is_as_fast_as_its_slowest_edge() -> None:
         cluster = cluster_of(workers(8 // devices, devices=devices, nics=devices, near=near, far=far))
         program = lower(workload, layout_of(Mesh(dp=1, tp=1, pp=1, cp=8), all_reduce()), framework_of(), devices)
         prices = simulate(program, cluster, framework_of()).prices
-        assert prices.collective_s("cp", 0, "send_recv", "direct", block) == pytest.approx(expected, rel=1e-9)
+        assert prices.collectives.seconds("cp", 0, "send_recv", "direct", block) == pytest.approx(expected, rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------------- what is kept

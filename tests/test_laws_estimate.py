@@ -18,10 +18,12 @@ from clustersim.estimate.estimate import estimate
 from clustersim.estimate.pipeline import waiting_s
 from clustersim.hardware.framework import Schedule
 from clustersim.layout.choices import Choices
+from clustersim.layout.divisions import SCHEDULES
 from clustersim.layout.layout import describe
-from clustersim.layout.space import FAMILIES, SCHEDULES, layouts
+from clustersim.layout.space import FAMILIES, layouts
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.search.search import survey
 from clustersim.simulate.simulate import simulate
 

@@ -31,7 +31,7 @@ from clustersim.layout.memory import StateBytes, footprint
 from clustersim.layout.space import layouts
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Inner, Program
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.search.search import survey
 from clustersim.simulate.fold import rank_grid, replica_groups
 from clustersim.simulate.simulate import simulate
@@ -122,7 +122,7 @@ def test_all_to_all_takes_what_the_closed_form_says(ep: int, local: int) -> None
     program = lower(workload, layout, framework_of(), local)
     size = workload.training.sequence * 2 * HIDDEN * 2
     prices = simulate(program, cluster, framework_of()).prices
-    one = prices.collective_s("ep", 0, "all_to_all", "pairwise", size)
+    one = prices.collectives.seconds("ep", 0, "all_to_all", "pairwise", size)
     if local == ep:
         assert one == pytest.approx((ep - 1) * (1e-6 + size / ep / 5e9), rel=1e-9)
     else:
@@ -131,7 +131,7 @@ def test_all_to_all_takes_what_the_closed_form_says(ep: int, local: int) -> None
         assert one <= (ep - local) * size / ep / 1e9 + (local - 1) * size / ep / 5e9 + waits + 1e-12
     for number, work in enumerate(program.works):
         if work.forward_layers:
-            assert prices.inner_s(number, 0) == pytest.approx(2 * work.forward_layers * one, rel=1e-12)
+            assert prices.compute.inner_s(number, 0) == pytest.approx(2 * work.forward_layers * one, rel=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------ what is summed
@@ -295,7 +295,7 @@ def test_a_straggler_slows_the_ranks_that_share_experts_with_it() -> None:
     program = lower(workload_of(8, model=experts_of()), layout, framework_of(), 4)
     prices = simulate(program, cluster, framework_of()).prices
     number = next(n for n, work in enumerate(program.works) if work.forward_layers)
-    seconds = [prices.work_s(number, int(c)) for c in prices.folding.class_of]
+    seconds = [prices.compute.work_s(number, int(c)) for c in prices.placement.folding.class_of]
     assert seconds[:8] == [seconds[0]] * 8
     assert seconds[8:] == [seconds[8]] * 8
     assert seconds[0] > seconds[8]
@@ -351,7 +351,7 @@ def test_fold_with_shared_experts_and_sequences_a_class_stands_for_its_ranks(
     unfolded = simulate(program, cluster, framework_of(pass_s=2e-5), fold=False)
     assert folded.makespan_s == pytest.approx(unfolded.makespan_s, rel=1e-9)
     assert folded.classes <= unfolded.classes
-    every, members = unfolded.prices.folding.members, folded.prices.folding.members
+    every, members = unfolded.prices.placement.folding.members, folded.prices.placement.folding.members
     ends = {(int(rank), span.op): span.end_s for span in unfolded.timeline().spans for rank in every[span.rank]}
     for span in folded.timeline().spans:
         for rank in members[span.rank]:

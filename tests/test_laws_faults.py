@@ -19,9 +19,7 @@ from clustersim.app.door import run
 from clustersim.cluster.cluster import Cluster
 from clustersim.cluster.reliability import Checkpoints, Hazard, Planned, Reliability, load_failures
 from clustersim.errors import InputError, ScenarioError
-from clustersim.layout.layout import Layout, Mesh
-from clustersim.scenario import question
-from clustersim.simulate.checkpoints import (
+from clustersim.horizon.checkpoints import (
     best_interval_s,
     daly_interval_s,
     efficiency,
@@ -29,9 +27,11 @@ from clustersim.simulate.checkpoints import (
     job_mtbf_s,
     young_interval_s,
 )
-from clustersim.simulate.failures import Failure, Failures
-from clustersim.simulate.horizon import KINDS, Horizon, Ledger, horizon, process, stretches
-from clustersim.simulate.job import Job, Recovery, Threat, fewer_replicas, job_of
+from clustersim.horizon.failures import Failure, Failures
+from clustersim.horizon.horizon import KINDS, Horizon, Ledger, horizon, process, stretches
+from clustersim.horizon.job import Job, Recovery, Threat, fewer_replicas, job_of
+from clustersim.layout.layout import Layout, Mesh
+from clustersim.scenario.load import question
 from clustersim.workload.parameters import parameter_count
 
 HOUR, DAY = 3600.0, 86400.0

@@ -32,7 +32,7 @@ from clustersim.hardware.cost import load_device
 from clustersim.hardware.framework import Schedule
 from clustersim.layout.layout import Layout, Mesh, Scheme
 from clustersim.program.lower import lower
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.simulate.simulate import simulate
 from clustersim.workload.model import Experts
 from clustersim.workload.training import Workload
@@ -219,18 +219,18 @@ def _check(case: Case) -> None:
     assert folded.classes <= unfolded.classes
     # Not only the end: what every rank did, and when.
     ends = dict[tuple[int, object], float]()
-    members = unfolded.prices.folding.members
+    members = unfolded.prices.placement.folding.members
     for span in unfolded.timeline().spans:
         if span.rank < len(members):
             ends |= {(int(rank), span.op): span.end_s for rank in members[span.rank]}
     mesh = case.layout.mesh.workers
     for span in folded.timeline().spans:
-        members = folded.prices.folding.members
+        members = folded.prices.placement.folding.members
         if span.rank >= len(members):
             continue
         for rank in members[span.rank]:
             assert span.end_s == pytest.approx(ends[int(rank), span.op], rel=1e-9, abs=1e-12), (span, rank)
-    every = np.concatenate(folded.prices.folding.members)
+    every = np.concatenate(folded.prices.placement.folding.members)
     assert sorted(every.tolist()) == list(range(mesh))
 
 

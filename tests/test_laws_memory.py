@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
+from clustersim.layout.divisions import ORDERS, RECOMPUTES, SCHEDULES, Divisions
 from clustersim.layout.layout import (
     AllReduce,
     Bsp,
@@ -26,7 +27,7 @@ from clustersim.layout.layout import (
 )
 from clustersim.layout.memory import StateBytes, footprint
 from clustersim.layout.schedule import splits_backward, turns
-from clustersim.layout.space import ORDERS, RECOMPUTES, SCHEDULES, Divisions, Space
+from clustersim.layout.space import Space
 from clustersim.layout.split import even_boundaries
 from clustersim.program.buckets import buckets, chunk_span
 from clustersim.workload.activations import (

@@ -32,7 +32,7 @@ from clustersim.cluster.noise import Distribution, Exponential, Lognormal, Noise
 from clustersim.errors import ScenarioError
 from clustersim.layout.layout import Mesh
 from clustersim.program.program import Collective, Compute, Op, Program
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.simulate.draws import (
     expected_slowest,
     expected_with_backups,

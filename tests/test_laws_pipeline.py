@@ -33,7 +33,7 @@ from clustersim.layout.memory import passes_in_flight
 from clustersim.layout.schedule import Turn, in_flight, turns
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Program, Work
-from clustersim.simulate.collectives import phases
+from clustersim.simulate.collectives.phases import phases
 from clustersim.simulate.fold import rank_grid
 from clustersim.simulate.simulate import simulate
 from clustersim.timeline import Phase
@@ -210,7 +210,7 @@ def test_sync_without_overlap_no_gradient_leaves_before_its_stage_is_done(scheme
     machine = workers(4, devices=2, nics=2, far=wire(1e9, 1e-6), near=wire(4e9, 1e-6))
     found = simulate(program, cluster_of(machine, hosts=servers(2, far=wire(1e9))), framework)
     timeline = found.timeline()
-    for rank_class in timeline.classes[: found.prices.folding.classes]:
+    for rank_class in timeline.classes[: found.prices.placement.folding.classes]:
         spans = [span for span in timeline.spans if span.rank == rank_class.rank]
         done = max(span.end_s for span in spans if span.op.phase == "backward" and span.op.kind == "compute")
         assert min(span.start_s for span in spans if span.op.phase == "synchronise") >= done

@@ -21,8 +21,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustersim.cluster.cluster import Cluster
-from clustersim.cluster.exchanges import server_traffic
 from clustersim.cluster.fabric import Fabric
+from clustersim.cluster.push_pull import server_traffic
 from clustersim.cluster.wiring import Port, Wiring
 from clustersim.layout.layout import Mesh
 from clustersim.program.program import ServerShare

@@ -24,7 +24,7 @@ from clusters import (
     wire,
     workers,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_laws_fold import Case, cases, framework
 
@@ -35,7 +35,7 @@ from clustersim.hardware.framework import HostCost
 from clustersim.layout.layout import Mesh
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Exchange, Program, Transfer
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.search.search import make_plan
 from clustersim.simulate.simulate import Simulated, simulate
 from clustersim.timeline import OpId, check_invariants, critical_legs, critical_path
@@ -165,9 +165,16 @@ def _with_bytes(program: Program, times: int) -> Program:
 @given(cases(faults=False), st.data())
 @settings(max_examples=25, deadline=None)
 def test_p25_who_of_equals_is_slow_does_not_matter(case: Case, data: st.DataObject) -> None:
-    """Ranks that folding calls equal may be exchanged: the step is as long whichever of them is the straggler."""
+    """Ranks that folding calls equal may be exchanged: the step is as long whichever of them is the straggler.
+
+    Where tensor-parallel groups straddle the devices of a NIC, some of them do and others do not: they are equal only
+    while all are sound.
+    """
+    node, tp = case.cluster.workers[0].node, case.layout.mesh.tp
+    below = max(1, node.devices // node.nic.count)
+    assume(tp % below == 0 or below % tp == 0)
     program = lower(case.workload, case.layout, framework(case), case.cluster.devices_per_node)
-    members = simulate(program, case.cluster, framework(case)).prices.folding.members
+    members = simulate(program, case.cluster, framework(case)).prices.placement.folding.members
     alike = data.draw(st.sampled_from([ranks.tolist() for ranks in members]))
     one, two = data.draw(st.sampled_from(alike)), data.draw(st.sampled_from(alike))
     spans = []
@@ -242,8 +249,9 @@ def test_p27_p28_lower_bounds_and_order_of_events(case: Case, steps: int) -> Non
         assert before.end_s == after.start_s
         assert after.span is None or after.span.start_s <= after.end_s <= after.span.end_s
     # Every op of every class has a span in each step, and each ends.
-    expected = sum(len(program.positions[stage].ops) for stage in found.prices.folding.stage)
-    expected += len(found.prices.servers) * (len(program.positions[-1].ops) if found.prices.servers else 0)
+    expected = sum(len(program.positions[stage].ops) for stage in found.prices.placement.folding.stage)
+    servers = len(found.prices.servers.classes)
+    expected += servers * (len(program.positions[-1].ops) if servers else 0)
     assert len(timeline.spans) == steps * expected
 
 

@@ -22,11 +22,11 @@ from clustersim.errors import InputError
 from clustersim.estimate import collectives as forms
 from clustersim.layout.layout import Mesh
 from clustersim.program.program import CollectiveAlgorithm, CollectiveKind
-from clustersim.simulate import moves
-from clustersim.simulate.collectives import ALGORITHMS_OF, phases
+from clustersim.simulate.collectives import moves
+from clustersim.simulate.collectives.phases import ALGORITHMS_OF, phases
+from clustersim.simulate.collectives.standalone import StandaloneCollective, obstacle, price_collective
 from clustersim.simulate.network import Network
 from clustersim.simulate.simulate import simulate
-from clustersim.simulate.standalone import StandaloneCollective, obstacle, price_collective
 
 FabricKind = Literal["one-switch", "leaf-spine", "rail-optimized"]
 EVERY: list[tuple[CollectiveKind, CollectiveAlgorithm]] = [
@@ -560,7 +560,7 @@ def test_reference_all_to_all_step_by_step(n: int) -> None:
 @pytest.mark.parametrize(("algorithm", "trees"), [("tree", 2), ("binary-tree", 1)])
 def test_reference_trees_piece_by_piece(n: int, algorithm: CollectiveAlgorithm, trees: int) -> None:
     """Pieces go up and down the trees; in the limit of small ones the busiest card decides."""
-    from clustersim.simulate.trees import tree_edges
+    from clustersim.simulate.collectives.trees import tree_edges
 
     pieces, rate, size = 24, 3.0, 1000.0
     cluster = cluster_of(workers(n, far=wire(rate)))

@@ -34,7 +34,7 @@ from clustersim.layout.schedule import Turn, chunks_of, stage_of, turns
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Program
 from clustersim.program.work import pass_work
-from clustersim.simulate.prices import Prices
+from clustersim.simulate.prices.prices import Prices
 from clustersim.simulate.simulate import simulate
 from clustersim.timeline import Phase
 from clustersim.workload.layer_kernels import head_forward
@@ -331,7 +331,7 @@ def test_gradients_leave_behind_the_last_weight_gradient(schedule: Schedule, ove
     framework = framework_of(pass_s=1e-3, overlap=overlap)
     found = simulate(program, cluster_of(machine, hosts=servers(2, far=wire(1e9))), framework)
     timeline = found.timeline()
-    for rank_class in timeline.classes[: found.prices.folding.classes]:
+    for rank_class in timeline.classes[: found.prices.placement.folding.classes]:
         spans = [span for span in timeline.spans if span.rank == rank_class.rank]
         last = [s for s in spans if s.op.phase == "weight-gradient" and s.op.micro_batch == 5]
         sent = [s for s in spans if s.op.phase == "synchronise" and s.op.kind != "gate"]
@@ -397,13 +397,13 @@ def test_overlap_of_sequence_parallel_collectives(overlap: float, rate: float, s
             cluster = cluster_of(workers(2, devices=4, near=wire(rate, 1e-6)))
             prices.append(Prices(program, cluster, framework, every_rank=False))
         none, some = prices
-        for index, work in enumerate(none.program.works):
+        for index, work in enumerate(none.placement.program.works):
             if sp and any(inner.kind == "all_reduce" for inner in work.inner):
                 # The head's losses.
                 continue
-            whole, exposed = none.inner_s(index, 0), some.inner_s(index, 0)
-            gemms = none.costs[0].seconds(linear_layers(work.kernels))
+            whole, exposed = none.compute.inner_s(index, 0), some.compute.inner_s(index, 0)
+            gemms = none.compute.costs[0].seconds(linear_layers(work.kernels))
             wanted = max((1.0 - overlap) * whole, whole - gemms) if sp else whole
             assert exposed == pytest.approx(wanted, rel=1e-9, abs=1e-15)
-            device = none.costs[0].seconds(work.kernels) + exposed
-            assert some.work_s(index, 0) == pytest.approx(device, rel=1e-9) or not work.inner
+            device = none.compute.costs[0].seconds(work.kernels) + exposed
+            assert some.compute.work_s(index, 0) == pytest.approx(device, rel=1e-9) or not work.inner

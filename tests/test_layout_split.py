@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from clustersim.errors import ScenarioError
 from clustersim.estimate.estimate import estimate
 from clustersim.hardware.framework import Schedule
+from clustersim.layout.divisions import SCHEDULES
 from clustersim.layout.ends import end_loads
 from clustersim.layout.schedule import stage_of
-from clustersim.layout.space import SCHEDULES, Space
+from clustersim.layout.space import Space
 from clustersim.layout.split import balanced_boundaries, even_boundaries, slot_boundaries, splits, stage_loads
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.search.search import choices_of, survey
 from clustersim.simulate.simulate import simulate
 

@@ -18,7 +18,8 @@ from clustersim.plan import Plan
 from clustersim.program.lower import lower
 from clustersim.report.simulate_screen import simulate_screen, steps_line
 from clustersim.report.timeline_text import stretches
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.search.search import make_plan
 from clustersim.simulate.simulate import Simulated, simulate
 from clustersim.timeline import OpId, RankClass, Span, Timeline, chrome_trace, critical_legs, step_ends
@@ -135,7 +136,7 @@ def test_spans_in_parts_are_busy_for_their_parts_only(case: tuple[str, Plan, Que
     """A server is busy for as long as its queue says: what lies between the partitions of a bucket is idle."""
     name, plan, asked = case
     found = _run(plan, asked, 1)
-    workers_, spans = found.prices.folding.classes, found.timeline().spans
+    workers_, spans = found.prices.placement.folding.classes, found.timeline().spans
     assert all(0.0 <= span.idle_s <= span.end_s - span.start_s for span in spans)
     busy = sum(span.end_s - span.start_s - span.idle_s for span in spans if span.rank == workers_)
     queues = [use for use in found.queues if use.kind == "server hosts"]

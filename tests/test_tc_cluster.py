@@ -12,7 +12,7 @@ import pytest
 from clusters import collective_program, framework_of
 
 from clustersim.layout.layout import Mesh
-from clustersim.scenario import question
+from clustersim.scenario.load import question
 from clustersim.simulate.simulate import simulate
 
 SIZE = 256 * 2**20

@@ -26,9 +26,11 @@ from clustersim.hardware.load import load_link
 from clustersim.hardware.tuner import Shape, choose, chosen_seconds, times
 from clustersim.hardware.tuner_constants import Architecture, Correction, TunerAlgorithm, TunerConstants, load_tuner
 from clustersim.layout.buckets import layer_elements
+from clustersim.layout.divisions import local_peers
 from clustersim.layout.layout import Algorithm, AllReduce
-from clustersim.layout.space import Space, layouts, local_peers
-from clustersim.scenario import Question, question
+from clustersim.layout.space import Space, layouts
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.search.search import choices_of
 
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30

@@ -99,7 +99,12 @@ def collective_command(
     [bold]clustersim collective all-reduce --size 1MiB..1GiB --node hgx-h100 --nodes 128 --algorithm ring[/bold]
     """
     from clustersim.report.collective_screen import CollectiveTableHead, collective_document, collective_screen
+    from clustersim.simulate.collectives.phases import ALGORITHMS_OF, CHANNELLED
 
+    if channels is not None and algorithm.value not in CHANNELLED:
+        with_channels = [known for known in ALGORITHMS_OF[cast("CollectiveKind", kind.name)] if known in CHANNELLED]
+        mend = f"write --algorithm {with_channels[0]}, or leave it out" if with_channels else "leave it out"
+        raise UsageError(f"--channels {channels}: {algorithm.value} has no channels to divide bytes over; {mend}")
     sizes = [parsed for text in size for parsed in _sizes(text)]
     machine = _machine(node, gpus_per_node, intra, inter, algorithm)
     per_node = gpus_per_node or machine.node.devices
@@ -125,8 +130,9 @@ def collective_command(
     rows = _rows(asked, sizes)
     words = ", ".join(filter(None, (node, _by_hand(intra, inter), fabric)))
     head = CollectiveTableHead(
-        collective=kind.value, cluster=words, ranks=used, nodes=rows[0].priced.nodes, channels=rows[0].priced.channels
-    )
+        collective=kind.value, cluster=words, ranks=used, nodes=rows[0].priced.nodes,
+        channels=rows[0].priced.channels if algorithm.value in CHANNELLED else None,
+    )  # fmt: skip
     if as_json:
         screen.show_json(collective_document(head, rows))
         return
@@ -165,8 +171,8 @@ def _rows(asked: _Asked, sizes: list[float]) -> list[CollectiveRow]:
 
     from clustersim.estimate.collectives import bus_factor, closed_form_s, two_levels
     from clustersim.report.collective_screen import CollectiveRow
-    from clustersim.simulate.collectives import ALGORITHMS_OF
-    from clustersim.simulate.standalone import StandaloneCollective, obstacle
+    from clustersim.simulate.collectives.phases import ALGORITHMS_OF
+    from clustersim.simulate.collectives.standalone import StandaloneCollective, obstacle
 
     cluster, kind = asked.cluster, asked.kind
     places = np.arange(asked.nodes)[:, None] * cluster.devices_per_node + np.arange(asked.per_node)

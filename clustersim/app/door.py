@@ -104,7 +104,7 @@ def _usage(error: Exception, message: str) -> int:
         return 2
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "clustersim"
-    line = " ".join(message.split()).rstrip(".")
+    line = " ".join(message.split()).rstrip(".").replace(": Value error, ", ": ", 1)
     return _told(f"{line[:1].lower()}{line[1:]}; see {command} --help", 2)
 
 

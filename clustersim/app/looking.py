@@ -49,7 +49,7 @@ def topo_command(
 def _cluster(what: str) -> tuple[Cluster, str]:
     """The cluster of a scenario, or of one node."""
     from clustersim import files
-    from clustersim.scenario import load_scenario
+    from clustersim.scenario.load import load_scenario
 
     if Path(what).suffix in (".yaml", ".yml", ".json") or what in set(files.scenario_names()):
         question = load_scenario(what)
@@ -124,7 +124,7 @@ def json_schema(kind: FileKind) -> dict[str, Any]:
     from clustersim.hardware.framework import Framework
     from clustersim.hardware.link import Link
     from clustersim.plan import Plan
-    from clustersim.scenario import Scenario
+    from clustersim.scenario.scenario import Scenario
 
     types: dict[FileKind, Any] = {
         FileKind.scenario: Scenario, FileKind.plan: Plan, FileKind.run: Run, FileKind.device: Device,

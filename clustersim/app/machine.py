@@ -175,7 +175,7 @@ def _plan_run_compare(
 ) -> Comparison:
     from clustersim import files
     from clustersim.execute.execute import execute
-    from clustersim.scenario import question
+    from clustersim.scenario.load import question
     from clustersim.search.search import make_plan
 
     name = tree["name"]

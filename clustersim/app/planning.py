@@ -12,7 +12,7 @@ from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from clustersim.plan import Plan
-    from clustersim.scenario import Question
+    from clustersim.scenario.question import Question
     from clustersim.simulate.simulate import Simulated
     from clustersim.timeline import Timeline
 
@@ -42,7 +42,7 @@ def plan_command(
 ) -> None:
     """Find the layout that trains a model fastest (or cheapest) on a cluster, and say why."""
     from clustersim import files
-    from clustersim.scenario import load_scenario
+    from clustersim.scenario.load import load_scenario
     from clustersim.search.search import make_plan
 
     question = load_scenario(scenario)
@@ -97,7 +97,9 @@ def simulate_command(
     days: Annotated[
         float | None, typer.Option("--days", help="Train for so many days with the failures of reliability:.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="With --days: how many runs.")] = 200,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="With --days: how many runs; default: 200.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate one layout: that of a plan, or the best of a scenario; where its time goes, link by link.
@@ -107,10 +109,18 @@ def simulate_command(
     from clustersim.report.simulate_screen import simulate_screen
 
     if days is not None and not 0.0 < days <= 36500.0:
-        raise UsageError(f"--days {days:g}: write a number of days of more than 0, e.g. 54")
+        raise UsageError(f"--days {days:g}: write a number of days of more than 0 and at most 36500, e.g. 54")
+    if days is None and seeds is not None:
+        raise UsageError("--seeds counts the runs of --days; give both, e.g. --days 54")
+    if days is not None and trace is not None:
+        raise UsageError("--trace shows steps, not days; leave out --days or --trace")
+    if days is not None and not fold:
+        raise UsageError(
+            "--no-fold simulates every rank of a step, and --days takes steps as given; leave out one of them"
+        )
     found, question = plan_or_scenario(what)
     if days is not None:
-        _survive(found, question, days=days, seeds=seeds, seed=seed, steps=steps, as_json=as_json)
+        _survive(found, question, days=days, seeds=seeds or 200, seed=seed, steps=steps, as_json=as_json)
         return
     if seed is not None and question.cluster.noise is None:
         raise InputError(
@@ -133,11 +143,11 @@ def _survive(
 ) -> None:
     """Days of training with failures, on the screen or as JSON."""
     from clustersim import files
+    from clustersim.horizon.horizon import horizon
+    from clustersim.horizon.job import job_of
     from clustersim.layout.layout import Layout
     from clustersim.program.lower import lower
     from clustersim.report.horizon_screen import horizon_document, horizon_screen
-    from clustersim.simulate.horizon import horizon
-    from clustersim.simulate.job import job_of
     from clustersim.simulate.simulate import simulate
 
     reliability = found.scenario.reliability
@@ -219,7 +229,7 @@ def plan_or_scenario(what: str) -> tuple[Plan, Question]:
     """A plan from its file, or made of a scenario."""
     from clustersim import files
     from clustersim.plan import Plan
-    from clustersim.scenario import load_scenario, question
+    from clustersim.scenario.load import load_scenario, question
     from clustersim.search.search import make_plan
 
     if what.endswith(".json"):
@@ -235,7 +245,7 @@ def plan_or_scenario(what: str) -> tuple[Plan, Question]:
 
 def question_of(plan: Plan) -> Question:
     """The plan's scenario with today's profiles; tells on stderr which of them changed since."""
-    from clustersim.scenario import resolve
+    from clustersim.scenario.question import resolve
 
     found = resolve(plan.scenario, name="the plan's scenario")
     changed = sorted(name for name, digest in plan.digests.items() if found.digests.get(name, digest) != digest)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clustersim.app import screen
-from clustersim.errors import UsageError
+from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from clustersim.validate.family import Family, Rows
@@ -40,6 +40,10 @@ def validate_command(
         raise UsageError("give families or --cases, not both")
     sets = _own(cases, defaults) if cases is not None else _shipped(families or [])
     found = validate(sets, screen.progress())
+    if cases is not None and not found[0].scored:
+        first = found[0].unmapped[0] if found[0].unmapped else None
+        why = f"line {first.line}: {first.reason}" if first is not None else "it has no rows"
+        raise InputError(f"{cases}: no row could be predicted; {why}")
     if as_json:
         screen.show_json(scoreboard_document(found))
     elif cases is not None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.cluster.cluster import Cluster, Machine, SlowNic
-
-if TYPE_CHECKING:
-    from clustersim.cluster.wiring import Wiring
+from clustersim.cluster.ports import Port, Ports
 
 Floats = NDArray[np.float64]
 
@@ -47,22 +44,20 @@ def less_background(cluster: Cluster) -> Cluster:
     return replace(cluster, workers=tuple(map(left, cluster.workers)), servers=tuple(map(left, cluster.servers)))
 
 
-def capacities(wiring: Wiring) -> Floats:
+def capacities(ports: Ports) -> Floats:
     """Bytes/s that every link has for us. O(links)."""
-    from clustersim.cluster.wiring import Port
-
-    cluster, offset = wiring.cluster, wiring.offset
-    capacity = np.full(wiring.links, np.inf)
+    cluster, offset = ports.cluster, ports.offset
+    capacity = np.full(ports.links, np.inf)
     node = 0
     for machine in cluster.workers:
         inside = machine.interconnect_rate_bytes_per_s if machine.interconnect is not None else np.inf
         pcie = machine.pcie.rate_bytes_per_s if machine.pcie is not None else np.inf
-        outside = machine.nic_rate_bytes_per_s * machine.node.nic.count / wiring.ports_per_node
+        outside = machine.nic_rate_bytes_per_s * machine.node.nic.count / ports.ports_per_node
         for kinds, each, rate in (
-            ((Port.DEVICE_OUT, Port.DEVICE_IN), wiring.devices_per_node, inside),
-            ((Port.PCIE_OUT, Port.PCIE_IN), wiring.devices_per_node, pcie),
-            ((Port.SWITCH_UP, Port.SWITCH_DOWN), wiring.switches_per_node, pcie),
-            ((Port.NIC_OUT, Port.NIC_IN), wiring.ports_per_node, outside),
+            ((Port.DEVICE_OUT, Port.DEVICE_IN), ports.devices_per_node, inside),
+            ((Port.PCIE_OUT, Port.PCIE_IN), ports.devices_per_node, pcie),
+            ((Port.SWITCH_UP, Port.SWITCH_DOWN), ports.switches_per_node, pcie),
+            ((Port.NIC_OUT, Port.NIC_IN), ports.ports_per_node, outside),
         ):
             for kind in kinds:
                 capacity[offset[kind] + node * each : offset[kind] + (node + machine.count) * each] = rate
@@ -77,45 +72,41 @@ def capacities(wiring: Wiring) -> Floats:
     for machine in cluster.storage:
         capacity[host : host + machine.count] = machine.nic_rate_bytes_per_s * machine.node.nic.count
         host += machine.count
-    uplink = wiring.port_rate_bytes_per_s * wiring.ports_per_leaf / cluster.fabric.oversubscription / wiring.uplinks
+    uplink = ports.port_rate_bytes_per_s * ports.ports_per_leaf / cluster.fabric.oversubscription / ports.uplinks
     for kind in (Port.LEAF_UP, Port.LEAF_DOWN):
-        capacity[offset[kind] : offset[kind] + wiring.leaves * wiring.uplinks] = uplink
+        capacity[offset[kind] : offset[kind] + ports.leaves * ports.uplinks] = uplink
     capacity[offset[Port.BUS]] = cluster.workers[0].nic_rate_bytes_per_s
-    _take_faults(wiring, capacity)
-    _take_background(wiring, capacity)
+    _take_faults(ports, capacity)
+    _take_background(ports, capacity)
     return capacity
 
 
-def _take_faults(wiring: Wiring, capacity: Floats) -> None:
+def _take_faults(ports: Ports, capacity: Floats) -> None:
     """A port keeps what its NICs keep: each is an equal part of it."""
-    from clustersim.cluster.wiring import Port
-
     lost: dict[int, float] = {}
-    for (node, nic), speed in nic_speeds(wiring.cluster).items():
-        ports, parts = wiring.ports_of_nic(node, nic)
-        for port in ports:
+    for (node, nic), speed in nic_speeds(ports.cluster).items():
+        served, parts = ports.ports_of_nic(node, nic)
+        for port in served:
             lost[port] = lost.get(port, 0.0) + (1.0 - speed) / parts
     for port, part in lost.items():
         for kind in (Port.NIC_OUT, Port.NIC_IN):
-            capacity[wiring.offset[kind] + port] *= 1.0 - part
+            capacity[ports.offset[kind] + port] *= 1.0 - part
 
 
-def _take_background(wiring: Wiring, capacity: Floats) -> None:
-    from clustersim.cluster.wiring import Port
-
-    cluster, offset = wiring.cluster, wiring.offset
+def _take_background(ports: Ports, capacity: Floats) -> None:
+    cluster, offset = ports.cluster, ports.offset
     if not cluster.background:
         return
-    hosts = wiring.nodes + wiring.servers
+    hosts = ports.nodes + ports.servers
     left = np.array([1.0 - background_share(cluster, "nic", node) for node in range(hosts)])
     for out, into, part in (
-        (Port.NIC_OUT, Port.NIC_IN, np.repeat(left[: wiring.nodes], wiring.ports_per_node)),
-        (Port.SERVER_OUT, Port.SERVER_IN, left[wiring.nodes :]),
+        (Port.NIC_OUT, Port.NIC_IN, np.repeat(left[: ports.nodes], ports.ports_per_node)),
+        (Port.SERVER_OUT, Port.SERVER_IN, left[ports.nodes :]),
     ):
         for kind in (out, into):
             capacity[offset[kind] : offset[kind] + len(part)] *= part
-    if wiring.has_leaves:
-        shares = [background_share(cluster, "leaf-uplink", leaf) for leaf in range(wiring.leaves)]
-        part = np.repeat(1.0 - np.array(shares), wiring.uplinks)
+    if ports.has_leaves:
+        shares = [background_share(cluster, "leaf-uplink", leaf) for leaf in range(ports.leaves)]
+        part = np.repeat(1.0 - np.array(shares), ports.uplinks)
         for kind in (Port.LEAF_UP, Port.LEAF_DOWN):
             capacity[offset[kind] : offset[kind] + len(part)] *= part

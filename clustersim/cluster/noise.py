@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 
 _NORMAL = NormalDist()
 
+_LARGEST_SIGMA = 2.0
+
 
 def normal_quantile(u: Floats) -> Floats:
     """The standard normal quantile of probabilities in (0, 1)."""
@@ -35,6 +37,12 @@ class Lognormal:
     kind: Literal["lognormal"] = "lognormal"
     sigma: Positive
 
+    def __post_init__(self) -> None:
+        if self.sigma > _LARGEST_SIGMA:
+            raise ValueError(
+                f"sigma must be at most {_LARGEST_SIGMA:g}: most draws would be next to nothing; e.g. 0.05"
+            )
+
     def quantile(self, u: Floats) -> Floats:
         """The inverse distribution function, for probabilities in (0, 1)."""
         return np.exp(self.sigma * normal_quantile(u) - 0.5 * self.sigma**2)
@@ -47,6 +55,10 @@ class Normal:
     __pydantic_config__: ClassVar[Any] = FILE
     kind: Literal["normal"] = "normal"
     sigma: Positive
+
+    def __post_init__(self) -> None:
+        if self.sigma > _LARGEST_SIGMA:
+            raise ValueError(f"sigma must be at most {_LARGEST_SIGMA:g}; write e.g. 0.05")
 
     def quantile(self, u: Floats) -> Floats:
         """The inverse distribution function, for probabilities in (0, 1)."""

@@ -8,41 +8,18 @@ direction of one of these, numbered without building a graph, so that a route co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.cluster.capacity import capacities
 from clustersim.cluster.cluster import Cluster
+from clustersim.cluster.ports import Port as Port
+from clustersim.cluster.ports import Ports
 from clustersim.cluster.scramble import scramble
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-class Port(IntEnum):
-    """Kinds of links, in the order of their numbers."""
-
-    DEVICE_OUT = 0
-    DEVICE_IN = 1
-    PCIE_OUT = 2
-    PCIE_IN = 3
-    NIC_OUT = 4
-    NIC_IN = 5
-    LEAF_UP = 6
-    LEAF_DOWN = 7
-    SERVER_OUT = 8
-    SERVER_IN = 9
-    BUS = 10
-    # What the input comes through: the NICs of storage hosts, the drives of these and then of worker nodes, and the
-    # threads of each rank that read.
-    STORAGE_OUT = 11
-    DRIVES = 12
-    READERS = 13
-    # Between a PCIe switch and the host: to the host, and from it.
-    SWITCH_UP = 14
-    SWITCH_DOWN = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,103 +48,15 @@ class Traffic:
 NO_TRAFFIC = Traffic(links=np.empty(0, np.int64), loads=np.empty(0), near=np.empty(0, np.bool_))
 
 
-class Wiring:
-    """The links of a cluster whose worker ranks fill its devices in order.
+class Wiring(Ports):
+    """The ports of a cluster with what each carries, and the routes between ranks.
 
-    `capacity[l]` is the datasheet rate of link l in bytes/s, faults included, `kinds[l]` its Port. Building is
-    O(links), a route O(1).
+    `capacity[l]` is the rate of link l in bytes/s, what faults and other jobs take of it left out. A route is O(1).
     """
 
     def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        g = cluster.devices_per_node
-        nics = {machine.node.nic.count for machine in cluster.workers}
-        # Several NICs of one device act as one port; fewer NICs than devices are shared.
-        self.ports_per_node = min(g, max(nics))
-        self.devices_per_node = g
-        self.devices = cluster.devices
-        self.nodes = cluster.worker_nodes
-        self.servers = cluster.server_nodes
-        rail = cluster.fabric.kind == "rail-optimized"
-        per_leaf = cluster.fabric.nodes_per_leaf
-        self.storage = cluster.storage_nodes
-        self._feeds = any(machine.node.storage is not None for machine in (*cluster.workers, *cluster.storage))
-        all_nodes = self.nodes + self.servers + self.storage
-        self.has_leaves = cluster.fabric.kind != "one-switch"
-        groups = -(-all_nodes // per_leaf)
-        self.leaves = groups * (self.ports_per_node if rail else 1)
-        self.rails, self.nodes_per_leaf = rail, per_leaf
-        self._seed = cluster.fabric.ecmp_seed << 32
-        self.ports_per_leaf = per_leaf * (1 if rail else self.ports_per_node)
-        first = cluster.workers[0]
-        self.port_rate_bytes_per_s = first.nic_rate_bytes_per_s * first.node.nic.count / self.ports_per_node
-        # Under ECMP a flow takes one of a leaf's uplinks; else all of them together are one link.
-        self.ecmp = self.has_leaves and cluster.fabric.routing == "ecmp"
-        self.uplinks = cluster.fabric.spines if self.ecmp else 1
-        # A device that has its switch for itself is plugged into the host directly.
-        switched = [
-            machine.node.devices_per_pcie_switch if machine.pcie is not None else 1 for machine in cluster.workers
-        ]
-        switched = [min(each, g) if each > 1 else 0 for each in switched]
-        self._per_switch = np.repeat(np.array(switched, np.int64), [machine.count for machine in cluster.workers])
-        self.switches_per_node = max([-(-g // each) if each else 0 for each in switched])
-        # Devices of one node reach each other through their PCIe ports, or else over an interconnect of their own.
-        self._over_pcie = np.repeat(
-            np.array([m.node.interconnect is not None and m.node.interconnect.kind == "pcie" for m in cluster.workers]),
-            [machine.count for machine in cluster.workers],
-        )
-        self._pcie_inside = bool(self._over_pcie.any())
-        counts = {
-            Port.DEVICE_OUT: self.devices,
-            Port.DEVICE_IN: self.devices,
-            Port.PCIE_OUT: self.devices,
-            Port.PCIE_IN: self.devices,
-            Port.NIC_OUT: self.nodes * self.ports_per_node,
-            Port.NIC_IN: self.nodes * self.ports_per_node,
-            Port.LEAF_UP: self.leaves * self.uplinks,
-            Port.LEAF_DOWN: self.leaves * self.uplinks,
-            Port.SERVER_OUT: self.servers,
-            Port.SERVER_IN: self.servers,
-            Port.BUS: 1,
-            Port.STORAGE_OUT: self.storage,
-            Port.DRIVES: self.storage + self.nodes if self._feeds else 0,
-            Port.READERS: self.devices if self._feeds else 0,
-            Port.SWITCH_UP: self.nodes * self.switches_per_node,
-            Port.SWITCH_DOWN: self.nodes * self.switches_per_node,
-        }
-        self.offset: dict[Port, int] = {}
-        total = 0
-        for port in Port:
-            self.offset[port] = total
-            total += counts[port]
-        self.links = total
-        self.kinds = np.repeat(np.array(list(Port), np.uint64), [counts[port] for port in Port])
-        self.shared_host = cluster.workers[0].nic.kind == "loopback"
-        self.far_nic = self._far_nics()
+        super().__init__(cluster)
         self.capacity = capacities(self)
-
-    def _far_nics(self) -> NDArray[np.bool_]:
-        """Of each device, whether its NIC port hangs below another PCIe switch; empty where none does."""
-        if self.switches_per_node < 2:
-            return np.zeros(0, np.bool_)
-        ranks = np.arange(self.devices)
-        nodes = self.node_of(ranks)
-        far = self.switch_of(ranks) != self.switch_of_port(nodes, self.port_of(ranks))
-        return far if bool(far.any()) else np.zeros(0, np.bool_)
-
-    def ports_of_nic(self, node: int, nic: int) -> tuple[range, int]:
-        """The ports (numbered through all nodes) that a NIC serves, and of how many NICs each of them is made up."""
-        nics, ports = self.cluster.machine_of(node).node.nic.count, self.ports_per_node
-        first = node * ports
-        if nics >= ports:
-            at = first + nic * ports // nics
-            return range(at, at + 1), nics // ports
-        return range(first + nic * ports // nics, first + (nic + 1) * ports // nics), 1
-
-    @property
-    def uneven_switches(self) -> bool:
-        """Whether traffic between ranks, or what they read, may cross the uplinks of PCIe switches."""
-        return self.switches_per_node > 0 and (self._pcie_inside or len(self.far_nic) > 0 or self._feeds)
 
     def binding_leaves(self) -> NDArray[np.bool_]:
         """Of each leaf, whether its uplinks carry less than the ports below it can, in either direction. O(ports)."""
@@ -193,43 +82,6 @@ class Wiring:
             binding |= uplinks.min(axis=1) < carried * (1.0 - 1e-12)
         return binding
 
-    def kind_of(self, link: int) -> Port:
-        """What kind of link a number stands for."""
-        return Port(int(self.kinds[link]))
-
-    # ---------------------------------------------------------------------------------------------- places
-
-    def node_of(self, ranks: Ints) -> Ints:
-        """The worker node of each rank."""
-        return ranks // self.devices_per_node
-
-    def port_of(self, ranks: Ints) -> Ints:
-        """The NIC port, within its node, that each rank uses: the one nearest to its device."""
-        return (ranks % self.devices_per_node) * self.ports_per_node // self.devices_per_node
-
-    def switch_of(self, ranks: Ints) -> Ints:
-        """The PCIe switch of each rank's device, numbered through all nodes; its node's first where it has none."""
-        nodes = ranks // self.devices_per_node
-        each = self._per_switch[nodes]
-        return nodes * self.switches_per_node + (ranks % self.devices_per_node) // np.maximum(each, 1) * (each > 0)
-
-    def has_switch(self, ranks: Ints) -> NDArray[np.bool_]:
-        """Whether the device of each rank hangs below a PCIe switch."""
-        return self._per_switch[self.node_of(ranks)] > 0
-
-    def switch_of_port(self, nodes: Ints, ports: Ints) -> Ints:
-        """The PCIe switch that a NIC port hangs below: that of the first device which uses it."""
-        return self.switch_of(nodes * self.devices_per_node + ports * self.devices_per_node // self.ports_per_node)
-
-    def leaf_of(self, nodes: Ints, ports: Ints) -> Ints:
-        """The leaf that a node's port is plugged into; server hosts follow the worker nodes."""
-        group = nodes // self.nodes_per_leaf
-        return group * self.ports_per_node + ports if self.rails else group
-
-    def leaf_of_host(self, host: int) -> int:
-        """The leaf that server host `host` is plugged into: hosts take turns between the rails; then storage."""
-        return int(self.leaf_of(np.array(self.nodes + host), np.array(host % self.ports_per_node)))
-
     # ---------------------------------------------------------------------------------------------- routes
 
     def between(self, sources: Ints, targets: Ints, load: float = 1.0) -> Traffic:
@@ -244,7 +96,7 @@ class Wiring:
         near = here == there
         offset = self.offset
         links: list[Ints] = [offset[Port.DEVICE_OUT] + sources[near], offset[Port.DEVICE_IN] + targets[near]]
-        if self._pcie_inside:
+        if self.pcie_inside:
             links += self._inside_pcie(sources[near], targets[near])
         far_sources, far_targets = sources[~near], targets[~near]
         out_port, in_port = self.port_of(far_sources), self.port_of(far_targets)
@@ -274,7 +126,7 @@ class Wiring:
 
     def _inside_pcie(self, sources: Ints, targets: Ints) -> list[Ints]:
         """What flows between devices of a node cross that reach each other over PCIe only."""
-        over = self._over_pcie[self.node_of(sources)]
+        over = self.over_pcie[self.node_of(sources)]
         sources, targets = sources[over], targets[over]
         links = [self.offset[Port.PCIE_OUT] + sources, self.offset[Port.PCIE_IN] + targets]
         if self.switches_per_node:
@@ -296,7 +148,7 @@ class Wiring:
 
     def way_of(self, sources: Ints, targets: Ints) -> Ints:
         """The spine that the flow of each pair takes under ECMP: a hash of the two and of the seed."""
-        pair = (sources * self.devices + targets).astype(np.uint64) + np.uint64(self._seed)
+        pair = (sources * self.devices + targets).astype(np.uint64) + np.uint64(self.seed)
         with np.errstate(over="ignore"):
             ways: Ints = (scramble(pair) % np.uint64(self.uplinks)).astype(np.int64)
         return ways
@@ -317,10 +169,10 @@ class Wiring:
         there, b = divmod(target, g)
         if here == there:
             near: tuple[int, ...] = (offset[Port.DEVICE_OUT] + source, offset[Port.DEVICE_IN] + target)
-            if not self._pcie_inside or not self._over_pcie[here]:
+            if not self.pcie_inside or not self.over_pcie[here]:
                 return near
             near += (offset[Port.PCIE_OUT] + source, offset[Port.PCIE_IN] + target)
-            each = int(self._per_switch[here])
+            each = int(self.per_switch[here])
             if not each or a // each == b // each:
                 return near
             first = here * self.switches_per_node
@@ -341,7 +193,7 @@ class Wiring:
         if up == down:
             return found
         if self.ecmp:
-            way = scramble(source * self.devices + target + self._seed) % self.uplinks
+            way = scramble(source * self.devices + target + self.seed) % self.uplinks
             up, down = up * self.uplinks + way, down * self.uplinks + way
         return (*found, offset[Port.LEAF_UP] + up, offset[Port.LEAF_DOWN] + down)
 
@@ -355,7 +207,7 @@ class Wiring:
         nodes, ports = self.node_of(ranks), self.port_of(ranks)
         flat = nodes * self.ports_per_node + ports
         parts = [(self.offset[kind] + ranks, near) for kind in (Port.DEVICE_OUT, Port.DEVICE_IN)]
-        if self._pcie_inside:
+        if self.pcie_inside:
             parts += self._spread_inside(ranks, near, np.zeros(len(ranks)) if apart is None else apart)
         inside = sum(len(links) for links, _ in parts)
         if len(self.far_nic):
@@ -374,7 +226,7 @@ class Wiring:
 
     def _spread_inside(self, ranks: Ints, near: Floats, apart: Floats) -> list[tuple[Ints, Floats]]:
         """What ranks put on PCIe links that reach each other over these only."""
-        over = self._over_pcie[self.node_of(ranks)]
+        over = self.over_pcie[self.node_of(ranks)]
         ranks, near, apart = ranks[over], near[over], apart[over]
         found = [(self.offset[kind] + ranks, near) for kind in (Port.PCIE_OUT, Port.PCIE_IN)]
         if self.switches_per_node:

@@ -16,9 +16,10 @@ from clustersim.hardware.cost import device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
+from clustersim.layout.divisions import SCHEDULES, holder_peers, local_peers
 from clustersim.layout.layout import AllReduce, ParameterServer, Scheme, Sharded
 from clustersim.layout.memory import StateBytes
-from clustersim.layout.space import SCHEDULES, Space, holder_peers, local_peers
+from clustersim.layout.space import Space
 from clustersim.workload.layer_kernels import optimizer_kernels
 from clustersim.workload.model import vocab_per_rank
 from clustersim.workload.parameters import stage_parameters

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.cluster.storage import samples_per_s, supply_bytes_per_s
 from clustersim.hardware.curve import alpha_s, effective_rate
-from clustersim.layout.space import Divisions
+from clustersim.layout.divisions import Divisions
 from clustersim.workload.data import Data
 from clustersim.workload.training import Workload
 

@@ -13,8 +13,8 @@ from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF, Kernels, linear_layers
+from clustersim.layout.divisions import RECOMPUTES, SCHEDULES, Divisions
 from clustersim.layout.schedule import splits_backward
-from clustersim.layout.space import RECOMPUTES, SCHEDULES, Divisions
 from clustersim.workload.activations import (
     Exchange,
     embedding_collectives,

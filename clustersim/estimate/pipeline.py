@@ -13,8 +13,9 @@ from clustersim.estimate.passes import Passes
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework, Schedule
 from clustersim.hardware.kernel import BYTES_OF
+from clustersim.layout.divisions import SCHEDULES, Divisions
 from clustersim.layout.schedule import stage_of
-from clustersim.layout.space import SCHEDULES, Divisions, Space
+from clustersim.layout.space import Space
 from clustersim.layout.split import stage_loads
 from clustersim.workload.activations import boundary_bytes
 from clustersim.workload.training import Workload

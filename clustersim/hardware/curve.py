@@ -71,11 +71,17 @@ def effective_rate(link: Link, size_bytes: float, rate_bytes_per_s: float | None
 @overload
 def effective_rate(link: Link, size_bytes: Floats, rate_bytes_per_s: float | None = None) -> Floats: ...
 def effective_rate(link: Link, size_bytes: float | Floats, rate_bytes_per_s: float | None = None) -> float | Floats:
-    """Bytes a second of the bandwidth term alone (no launch, no alpha) for a message of `size_bytes`."""
+    """Bytes a second of a message of `size_bytes` beyond its alpha: size / (step_seconds - alpha_s).
+
+    With the first piece's alpha for every hop, this makes up the whole curve again, so that no larger message takes
+    less time than a smaller one; the later pieces' larger alphas count as bandwidth.
+    """
     rate = link.rate_bytes_per_s if rate_bytes_per_s is None else rate_bytes_per_s
-    starts, _, per_byte = _pieces(link, rate)
-    piece = np.searchsorted(starts, np.asarray(size_bytes, dtype=np.float64), side="right") - 1
-    found = 1.0 / per_byte[piece]
+    if len(link.segments) == 1:
+        found = np.full_like(np.asarray(size_bytes, dtype=np.float64), rate * link.segments[0].efficiency)
+    else:
+        size = np.maximum(np.asarray(size_bytes, dtype=np.float64), 1.0)
+        found = size / (step_seconds(link, size, rate) - alpha_s(link))
     return found if isinstance(size_bytes, np.ndarray) else float(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import Dtype
 from clustersim.layout.layout import Algorithm, Family, RankOrder, Recompute, Schedule, ServerPlacement
@@ -51,6 +52,10 @@ class LayoutSpec:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.servers is not None and self.servers < 0:
             raise ValueError(f"servers must not be negative, but is {self.servers}")
+        if isinstance(self.boundaries, tuple) and (
+            not self.boundaries or self.boundaries[0] != 0 or list(self.boundaries) != sorted(set(self.boundaries))
+        ):
+            raise ValueError("boundaries must start at layer 0 and grow, e.g. [0, 6, 12, 18]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,9 @@ class Choices(LayoutSpec):
     most_servers: int
 
 
-def contradiction(spec: LayoutSpec, workload: Workload, framework: Framework) -> tuple[str, str] | None:
+def contradiction(
+    spec: LayoutSpec, workload: Workload, cluster: Cluster, framework: Framework
+) -> tuple[str, str] | None:
     """The key of `spec` that no layout of this workload can follow, and why; None where there is none."""
     if spec.schedule not in (None, *framework.schedules):
         can = ", ".join(framework.schedules)
@@ -70,6 +77,9 @@ def contradiction(spec: LayoutSpec, workload: Workload, framework: Framework) ->
             "schedule",
             f"{spec.schedule}: {framework.name} does not run it; write one of {can}, or another framework",
         )
+    found = _wrong_chunks(spec) or _wrong_boundaries(spec, workload) or _wrong_switches(spec, cluster)
+    if found is not None:
+        return found
     sequence, experts = workload.training.sequence, workload.model.experts
     cp, ep = spec.cp or 1, spec.ep or 1
     if cp > 1 and framework.attention != "flash":
@@ -84,4 +94,51 @@ def contradiction(spec: LayoutSpec, workload: Workload, framework: Framework) ->
         return "ep", f"{ep}: a parameter server counts one push of every parameter a replica, experts have fewer; ep: 1"
     if ep > 1 and (spec.tp or 1) > 1 and spec.sequence_parallel is False:
         return "ep", f"{ep}: with tp > 1 every rank would route every token; write sequence_parallel: true"
+    return None
+
+
+def _wrong_chunks(spec: LayoutSpec) -> tuple[str, str] | None:
+    """Virtual stages of a schedule that has a number of its own."""
+    if spec.schedule is None or spec.schedule == "interleaved" or spec.virtual_stages is None:
+        return None
+    has = 2 if spec.schedule == "zb-v" else 1
+    if spec.virtual_stages == has:
+        return None
+    return (
+        "virtual_stages",
+        f"{spec.virtual_stages}: {spec.schedule} has {has} a stage; write virtual_stages: {has}, "
+        "or schedule: interleaved",
+    )
+
+
+def _wrong_boundaries(spec: LayoutSpec, workload: Workload) -> tuple[str, str] | None:
+    """Chunks that the model or the pipeline does not have."""
+    if not isinstance(spec.boundaries, tuple):
+        return None
+    named, layers = len(spec.boundaries), workload.model.layers
+    if spec.boundaries[-1] >= layers:
+        return (
+            "boundaries",
+            f"{workload.model.name} has layers 0 to {layers - 1}; {spec.boundaries[-1]} is none of them",
+        )
+    if spec.pp is not None and (named % spec.pp != 0 or (spec.virtual_stages or named // spec.pp) * spec.pp != named):
+        chunks = spec.pp * (spec.virtual_stages or 1)
+        return "boundaries", f"name {named} chunks; write the first layer of each of {chunks} (pp x virtual_stages)"
+    return None
+
+
+def _wrong_switches(spec: LayoutSpec, cluster: Cluster) -> tuple[str, str] | None:
+    """Algorithms that need switches which add up, where there are none."""
+    if spec.algorithm == "sharp" and not cluster.fabric.in_network_reduction:
+        return (
+            "algorithm",
+            "sharp: needs a fabric whose switches add up (in_network_reduction: true), e.g. rail-optimized-sharp",
+        )
+    for machine in cluster.workers:
+        inside = machine.node.interconnect
+        if spec.algorithm == "nvls" and (inside is None or not inside.reduces):
+            return (
+                "algorithm",
+                f"nvls: needs switches that add up (interconnect.reduces: true), which {machine.node.name} has not",
+            )
     return None

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.buckets import cuts, expert_elements, layer_elements
+from clustersim.layout.divisions import RECOMPUTES, SCHEDULES
 from clustersim.layout.layout import AllReduce, ParameterServer, Precision, Schedule, Sharded
 from clustersim.layout.moments import fullest_moments
 from clustersim.layout.schedule import chunks_of, splits_backward, stage_of
-from clustersim.layout.space import RECOMPUTES, SCHEDULES, Space
+from clustersim.layout.space import Space
 from clustersim.workload.activations import (
     activation_bytes_per_layer,
     boundary_bytes,

@@ -14,7 +14,7 @@ from clustersim.report.figures import percent
 from clustersim.units import human_seconds
 
 if TYPE_CHECKING:
-    from clustersim.simulate.standalone import PricedCollective
+    from clustersim.simulate.collectives.standalone import PricedCollective
 
 _LINK_WORDS = {
     "device out": "devices out", "device in": "devices in", "pcie out": "PCIe out", "pcie in": "PCIe in",
@@ -66,20 +66,21 @@ class CollectiveRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveTableHead:
-    """What all rows have in common."""
+    """What all rows have in common; `channels` where the algorithm that was asked for has any."""
 
     collective: str
     cluster: str
     ranks: int
     nodes: int
-    channels: int
+    channels: int | None
 
 
 def collective_screen(head: CollectiveTableHead, rows: Sequence[CollectiveRow]) -> Group:
     """The table, at most 100 columns wide, and what its columns mean."""
-    where = f"{head.ranks:,} ranks on {head.nodes:,} {'node' if head.nodes == 1 else 'nodes'} ({head.cluster})"
-    channels = f"{head.channels} {'channel' if head.channels == 1 else 'channels'}"
-    title = Text.assemble((head.collective, "bold"), f", {where}, {channels}")
+    ranks = f"{head.ranks:,} {'rank' if head.ranks == 1 else 'ranks'}"
+    where = f"{ranks} on {head.nodes:,} {'node' if head.nodes == 1 else 'nodes'} ({head.cluster})"
+    channels = "" if head.channels is None else f", {head.channels} {'channel' if head.channels == 1 else 'channels'}"
+    title = Text.assemble((head.collective, "bold"), f", {where}{channels}")
     nccl = any(row.source != "simulated" for row in rows)
     measured = not nccl and any(row.measured_s is not None for row in rows)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")

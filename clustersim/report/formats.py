@@ -11,7 +11,7 @@ from clustersim.files import adapter
 from clustersim.hardware.device import Device
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.link import Link
-from clustersim.scenario import Scenario
+from clustersim.scenario.scenario import Scenario
 
 _KINDS: tuple[tuple[str, str, Any], ...] = (
     ("Scenario", "`scenarios/NAME.yaml`, or any path: what `plan` and `simulate` read.", Scenario),
@@ -82,8 +82,9 @@ def _value(value: Mapping[str, Any]) -> str:
         return f"`{value['const']}`"
     if "enum" in value:
         return " or ".join(f"`{item}`" for item in value["enum"])
-    if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_value(item) for item in value["anyOf"]))
+    for union in ("anyOf", "oneOf"):
+        if union in value:
+            return " or ".join(dict.fromkeys(_value(item) for item in value[union]))
     if "description" in value and value.get("type") in ("string", ["string", "number"]):
         return str(value["description"])
     kind = value.get("type")

@@ -9,17 +9,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clustersim.layout.layout import Layout, describe
-from clustersim.report.figures import counted, decimals, fixed, percent
-from clustersim.simulate.checkpoints import (
+from clustersim.horizon.checkpoints import (
     best_interval_s,
     daly_interval_s,
     efficiency,
     expected_ettr,
     young_interval_s,
 )
-from clustersim.simulate.horizon import Horizon, Spread
-from clustersim.simulate.job import Job
+from clustersim.horizon.horizon import Horizon, Spread
+from clustersim.horizon.job import Job
+from clustersim.layout.layout import Layout, describe
+from clustersim.report.figures import counted, decimals, fixed, percent
 from clustersim.units import human_bytes, human_seconds
 from clustersim.workload.training import Training
 

@@ -61,12 +61,12 @@ def _head(name: str, layout: Layout, training: Training, found: Simulated) -> Te
     steady = found.step_times_s[-1] if found.engine.factors is None else found.step_s
     several = found.steps > 1 and found.engine.factors is None
     mean = f"; mean of {found.steps} steps {human_seconds(found.step_s)}" if several else ""
-    ranks = sum(len(members) for members in found.prices.folding.members)
+    ranks = sum(len(members) for members in found.prices.placement.folding.members)
     return Text.assemble(
         (name, "bold"), f": {describe(layout)}\n", ("step ", "bold"), (human_seconds(steady), "bold"),
         f", {counted(training.tokens_per_step / steady)} tokens/s{mean}; {ranks:,} "
-        f"{'rank' if ranks == 1 else 'ranks'} in {found.prices.folding.classes:,} "
-        f"{'class' if found.prices.folding.classes == 1 else 'classes'}, {found.events:,} events",
+        f"{'rank' if ranks == 1 else 'ranks'} in {found.prices.placement.folding.classes:,} "
+        f"{'class' if found.prices.placement.folding.classes == 1 else 'classes'}, {found.events:,} events",
     )  # fmt: skip
 
 

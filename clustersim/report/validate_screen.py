@@ -45,7 +45,7 @@ def rows_screen(found: Scores) -> Group:
             percent(each.coverage),
         )  # fmt: skip
     parts: list[RenderableType] = [table] if found.scored else []
-    parts += [Text(f"line {row.line}: {row.id}: not predicted: {row.reason}") for row in found.unmapped]
+    parts += [Text(f"{found.name}, line {row.line}: {row.id}: not predicted: {row.reason}") for row in found.unmapped]
     if found.scored:
         parts += [Text(), _errors([found])]
     return Group(*parts)

@@ -13,7 +13,7 @@ from clustersim.layout.choices import Choices
 from clustersim.layout.layout import Family, ParameterServer, describe_scheme
 from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Against, Candidate, Lever
-from clustersim.scenario import Question
+from clustersim.scenario.question import Question
 from clustersim.units import human_bytes, human_seconds
 
 Ints = NDArray[np.int64]

@@ -9,7 +9,7 @@ import numpy as np
 from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.layout.layout import Layout, ParameterServer, Scheme
 from clustersim.plan import Prediction
-from clustersim.scenario import Question
+from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import Simulated
 from clustersim.workload.layer_kernels import flops_per_step
 

@@ -27,7 +27,8 @@ from clustersim.layout.memory import Footprint, footprint
 from clustersim.layout.space import FAMILIES, Space, layouts
 from clustersim.plan import Candidate, Counts, Machines, Plan, Prediction, WhatIfResult
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, with_settings
+from clustersim.scenario.question import Question
+from clustersim.scenario.what_if import with_settings
 from clustersim.search.explain import against, lever_questions, levers
 from clustersim.search.predict import predict, rates, servers_used
 from clustersim.simulate.simulate import critical_resource, simulate

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.program.program import Compute
-from clustersim.simulate.collectives import wire_efficiency
+from clustersim.simulate.collectives.phases import wire_efficiency
 from clustersim.simulate.engine import Engine
 from clustersim.simulate.flows import Flows
-from clustersim.simulate.prices import INNER_ALGORITHM, Prices
+from clustersim.simulate.prices.compute import INNER_ALGORITHM
+from clustersim.simulate.prices.prices import Prices
 from clustersim.simulate.tasks import Compiled
 
 Floats = NDArray[np.float64]
@@ -34,7 +35,7 @@ class LinkUse:
 
 def link_uses(compiled: Compiled, engine: Engine, prices: Prices, makespan: float) -> tuple[LinkUse, ...]:
     """The links that carried anything, the busiest first. O(tasks + links)."""
-    wiring = prices.wiring
+    wiring = prices.placement.wiring
     carried, occupied = _by_flows(compiled, engine)
     inside, inside_busy = _inside(compiled, engine, prices)
     others = (inside > 0.0) & np.isfinite(wiring.capacity)
@@ -87,29 +88,29 @@ def _by_flows(compiled: Compiled, engine: Engine) -> tuple[list[float], list[flo
 def _inside(compiled: Compiled, engine: Engine, prices: Prices) -> tuple[Floats, Floats]:
     """Bytes that every link carried for collectives inside compute ops, and the same with losses."""
     links, near, far = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
-    workers, scale = prices.folding.classes, prices.framework.network_scale
+    workers, scale = prices.placement.folding.classes, prices.placement.framework.network_scale
     works = Counter((task.owner, task.op.work) for task in compiled.tasks if isinstance(task.op, Compute))
     for (of, index), times in works.items():
-        for item in prices.program.works[index].inner if of < workers else ():
-            classes, groups = prices.group(item.group, of)
+        for item in prices.placement.program.works[index].inner if of < workers else ():
+            classes, groups = prices.groups.of_class(item.group, of)
             # The groups of several classes are counted with the first of these.
             if of != classes[0] or groups.shape[1] == 1:
                 continue
             algorithm = INNER_ALGORITHM.get(item.kind, "ring")
-            found = prices.collective_phases(item.group, of, item.kind, algorithm)
-            measured = prices._measured_s(item.group, of, item.kind, item.bytes)
+            found = prices.collectives.phases(item.group, of, item.kind, algorithm)
+            measured = prices.collectives.measured_s(item.group, of, item.kind, item.bytes)
             moved = float(engine.steps * times * item.count * item.bytes)
             for phase in found:
                 if measured is not None:
-                    lost = prices._stretch(phase, item.bytes, measured / len(found) * scale)
+                    lost = prices.collectives.stretch(phase, item.bytes, measured / len(found) * scale)
                     losses = (lost, lost)
                 else:
-                    inside, beyond = wire_efficiency(prices.machines[of], item.bytes * phase.message)
+                    inside, beyond = wire_efficiency(prices.placement.machines[of], item.bytes * phase.message)
                     losses = (scale / inside, scale / beyond)
                 links.append(phase.traffic.links)
                 near.append(phase.traffic.loads * moved)
                 far.append(near[-1] * np.where(phase.traffic.near, *losses))
-    every, count = np.concatenate(links), prices.wiring.links
+    every, count = np.concatenate(links), prices.placement.wiring.links
     return (
         np.bincount(every, weights=np.concatenate(near), minlength=count).astype(np.float64),
         np.bincount(every, weights=np.concatenate(far), minlength=count).astype(np.float64),
@@ -119,7 +120,7 @@ def _inside(compiled: Compiled, engine: Engine, prices: Prices) -> tuple[Floats,
 def link_series(compiled: Compiled, engine: Engine, prices: Prices) -> dict[str, list[tuple[float, float]]]:
     """For the busiest class of links of each kind, the share of its capacity in use: (seconds, per cent) where it
     changes. A flow counts with its mean rate; collectives inside compute ops do not. O(tasks * steps)."""
-    count, wiring = len(compiled.tasks), prices.wiring
+    count, wiring = len(compiled.tasks), prices.placement.wiring
     _, occupied = _by_flows(compiled, engine)
     busiest: dict[str, int] = {}
     for index, members in enumerate(compiled.links.members):

@@ -22,7 +22,7 @@ import numpy as np
 from clustersim.cluster.noise import Distribution, Noise
 from clustersim.program.program import Collective, Compute, Exchange, Group, Op, Update
 from clustersim.simulate.draws import Draws, Floats, Unit
-from clustersim.simulate.prices import Prices
+from clustersim.simulate.prices.prices import Prices
 from clustersim.simulate.tasks import Compiled
 
 # Groups whose members work at their own pace until a collective joins them.
@@ -62,7 +62,7 @@ def factors(compiled: Compiled, prices: Prices, noise: Noise, steps: int, *, eve
     keep their price. O(tasks * steps), in arrays, and O(replicas * steps) where a step shares a draw; where
     `every_rank` draws, O(ranks * ops * steps)."""
     found = np.ones((steps, len(compiled.tasks)))
-    workers = prices.folding.classes
+    workers = prices.placement.folding.classes
     numbers_of = _by_owner(compiled)
     if noise.worker is not None:
         ops_of = {
@@ -72,14 +72,14 @@ def factors(compiled: Compiled, prices: Prices, noise: Noise, steps: int, *, eve
         }
         for owner, values in _of_workers(prices, noise, noise.worker, steps, ops_of, every_rank).items():
             for column, drawn in enumerate(ops_of[owner]):
-                inside = prices.inner_s(drawn.op.work, owner) / drawn.price_s if drawn.price_s > 0.0 else 1.0
+                inside = prices.compute.inner_s(drawn.op.work, owner) / drawn.price_s if drawn.price_s > 0.0 else 1.0
                 found[:, drawn.task] += (1.0 - inside) * (values[:, column] - 1.0)
     if noise.server is not None:
         draws = Draws(noise, noise.server, steps)
         for owner, numbers in numbers_of.items():
             if owner < workers:
                 continue
-            those = [2 * share.server + 1 for share in prices.servers[owner - workers].shares]
+            those = [2 * share.server + 1 for share in prices.servers.classes[owner - workers].shares]
             unit = Unit(identity=those[0], ranks=those, size=len(those), replicas=1)
             # Workers wait for the part of every server. The parts of a bucket share its draw.
             for number in numbers:
@@ -107,7 +107,7 @@ def _drawn(compiled: Compiled, prices: Prices, number: int) -> _Drawn:
     task = compiled.tasks[number]
     assert isinstance(task.op, Compute)
     assert isinstance(task.work, float)
-    meeting: set[Group] = {item.group for item in prices.program.works[task.op.work].inner}
+    meeting: set[Group] = {item.group for item in prices.placement.program.works[task.op.work].inner}
     return _Drawn(
         task=number, op=task.op, name=_name(task.op), price_s=task.work, kinds=("tp", *sorted(meeting - {"tp"}))
     )
@@ -139,15 +139,15 @@ def _of_workers(
 
 def _unit(prices: Prices, owner: int, kinds: Iterable[Group]) -> Unit:
     """The ranks that keep step with the first rank of a class."""
-    ranks = prices.folding.members[owner][:1]
+    ranks = prices.placement.folding.members[owner][:1]
     while True:
         known = len(ranks)
         for kind in kinds:
-            ranks = np.unique(prices._members(kind, ranks))
+            ranks = np.unique(prices.groups.members(kind, ranks))
         if len(ranks) == known:
             break
-    classes = prices.folding.class_of[ranks]
-    members = prices.folding.members
+    classes = prices.placement.folding.class_of[ranks]
+    members = prices.placement.folding.members
     return Unit(
         identity=min(2 * int(members[c][0]) for c in classes),
         ranks=(2 * ranks).tolist(),
@@ -162,8 +162,8 @@ def _class(prices: Prices, owner: int, ops: tuple[_Drawn, ...]) -> _Class:
     A collective that waits for the op before the one that waits for it joins replicas there. One that was issued an op
     or more ahead (the gather of the next bucket) leaves replicas a lead that noise seldom uses up: it joins none.
     """
-    stage = prices.folding.stage[owner]
-    every = prices.program.positions[stage].ops
+    stage = prices.placement.folding.stage[owner]
+    every = prices.placement.program.positions[stage].ops
     index_of = {id(op): index for index, op in enumerate(every)}
     place = {index_of[id(drawn.op)]: at for at, drawn in enumerate(ops)}
     joins: dict[int, int] = {}
@@ -194,10 +194,10 @@ def _class(prices: Prices, owner: int, ops: tuple[_Drawn, ...]) -> _Class:
 
 def _columns(prices: Prices, classes: Sequence[_Class]) -> list[list[_Class]]:
     """The classes that the stages of the same replicas belong to; every stage has as many replicas."""
-    grid, class_of = prices.folding.grid, prices.folding.class_of
+    grid, class_of = prices.placement.folding.grid, prices.placement.folding.class_of
     found: dict[tuple[object, ...], list[_Class]] = {}
     for one in classes:
-        _, dp, tp = prices._coordinates(prices.folding.members[one.owner][:1])
+        _, dp, tp = prices.placement.coordinates(prices.placement.folding.members[one.owner][:1])
         column = class_of[grid[:, dp[0], tp[0]]].tolist()
         found.setdefault((one.unit.replicas, *column), []).append(one)
     return list(found.values())

@@ -8,7 +8,7 @@ from clustersim.cluster.storage import delay_s, response_s, service_s
 from clustersim.hardware.queues import in_system, mg1_wait_s
 from clustersim.program.program import Read
 from clustersim.simulate.engine import Engine
-from clustersim.simulate.prices import Prices
+from clustersim.simulate.prices.prices import Prices
 from clustersim.simulate.reading import read_of
 from clustersim.simulate.tasks import Compiled
 
@@ -34,8 +34,8 @@ class QueueUse:
 
 def queue_uses(compiled: Compiled, engine: Engine, prices: Prices, makespan: float) -> tuple[QueueUse, ...]:
     """All queues that served anything: hosts of servers, then drives. O(tasks * steps)."""
-    found = [_host_queue(compiled, engine, prices, server, makespan) for server in range(len(prices.servers))]
-    read = read_of(prices.program)
+    found = [_host_queue(compiled, engine, prices, server, makespan) for server in range(len(prices.servers.classes))]
+    read = read_of(prices.placement.program)
     if read is not None and read.stored_bytes and makespan > 0.0:
         found += _drive_queues(prices, read, engine.steps, makespan)
     return tuple(queue for queue in found if queue is not None and queue.requests_per_s > 0.0)
@@ -43,7 +43,7 @@ def queue_uses(compiled: Compiled, engine: Engine, prices: Prices, makespan: flo
 
 def _host_queue(compiled: Compiled, engine: Engine, prices: Prices, server: int, makespan: float) -> QueueUse | None:
     """The requests of a class of servers, as they were simulated."""
-    owner = prices.folding.classes + server
+    owner = prices.placement.folding.classes + server
     tasks, count = compiled.tasks, len(compiled.tasks)
     mine = [number for number, task in enumerate(tasks) if task.owner == owner]
     if not mine or makespan <= 0.0:
@@ -54,7 +54,7 @@ def _host_queue(compiled: Compiled, engine: Engine, prices: Prices, server: int,
     rate, mean, wait = len(every) / makespan, sum(services) / len(every), sum(waits) / len(every)
     return QueueUse(
         kind="server hosts",
-        count=len(prices.servers[server].shares),
+        count=len(prices.servers.classes[server].shares),
         requests_per_s=rate,
         service_s=mean,
         utilisation=rate * mean,
@@ -67,9 +67,9 @@ def _host_queue(compiled: Compiled, engine: Engine, prices: Prices, server: int,
 def _drive_queues(prices: Prices, read: Read, steps: int, makespan: float) -> list[QueueUse | None]:
     """Drives that serve reads: M/D/1 (an object store: M/M/c) at the rate of the whole run; no more wait than there are
     readers."""
-    cluster, wiring = prices.cluster, prices.wiring
+    cluster, wiring = prices.placement.cluster, prices.placement.wiring
     sample = float(read.sample_bytes)
-    readers = prices.folding.grid[0].ravel()
+    readers = prices.placement.folding.grid[0].ravel()
     result: list[QueueUse | None] = []
     machines = cluster.storage or cluster.workers
     node = 0

@@ -10,7 +10,7 @@ from clustersim.cluster.storage import samples_per_s, supply_bytes_per_s
 from clustersim.cluster.wiring import Port, Wiring
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.program.program import Program, Read
-from clustersim.simulate.collectives import wire_efficiency
+from clustersim.simulate.collectives.phases import wire_efficiency
 from clustersim.simulate.flows import Flows, Patterns, side_by_side
 from clustersim.simulate.fold import Folding, Ints
 

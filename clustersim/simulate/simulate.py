@@ -12,7 +12,7 @@ from clustersim.program.program import Compute, Gate, Program, Read
 from clustersim.simulate.engine import Engine
 from clustersim.simulate.link_use import LinkUse, link_series, link_uses
 from clustersim.simulate.noise import factors
-from clustersim.simulate.prices import Prices
+from clustersim.simulate.prices.prices import Prices
 from clustersim.simulate.queueing import QueueUse, queue_uses
 from clustersim.simulate.stalls import input_stalls
 from clustersim.simulate.tasks import Compiled, Compiler
@@ -111,7 +111,7 @@ def simulate(
 
 
 def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: float) -> tuple[ClassTime, ...]:
-    workers = prices.folding.classes
+    workers = prices.placement.folding.classes
     compute: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
     talk: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
     inner = [0.0] * workers
@@ -124,7 +124,7 @@ def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: f
             at = step * count + number
             where[task.owner].append((engine.start_s[at], engine.end_s[at]))
         if isinstance(task.op, Compute):
-            inner[task.owner] += engine.steps * prices.inner_s(task.op.work, task.owner)
+            inner[task.owner] += engine.steps * prices.compute.inner_s(task.op.work, task.owner)
     stalls = input_stalls(compiled, engine)
     result = []
     for owner, (busy, talking, inside) in enumerate(zip(compute, talk, inner, strict=True)):
@@ -141,13 +141,13 @@ def _class_times(compiled: Compiled, engine: Engine, prices: Prices, makespan: f
 
 
 def _timeline(compiled: Compiled, engine: Engine, prices: Prices) -> Timeline:
-    workers = prices.folding.classes
+    workers = prices.placement.folding.classes
     classes = []
-    for c, members in enumerate(prices.folding.members):
-        label = f"stage {prices.folding.stage[c]}, rank {int(members[0])}"
+    for c, members in enumerate(prices.placement.folding.members):
+        label = f"stage {prices.placement.folding.stage[c]}, rank {int(members[0])}"
         classes.append(RankClass(rank=c, label=label, members=tuple(int(rank) for rank in members)))
-    first_server = prices.program.mesh.workers
-    for s, server in enumerate(prices.servers):
+    first_server = prices.placement.program.mesh.workers
+    for s, server in enumerate(prices.servers.classes):
         members_of = tuple(first_server + share.server for share in server.shares)
         where = "on hosts of their own" if server.shares[0].host == "server" else "beside workers"
         classes.append(RankClass(rank=workers + s, label=f"servers {where}", members=members_of))
@@ -189,7 +189,7 @@ def _spans(compiled: Compiled, engine: Engine, prices: Prices) -> Iterator[Span]
                 resource=compiled.streams[task.stream][1],
                 after=tuple(sorted(over)),
                 follows=tuple(sorted(after - over)),
-                inside_s=prices.inner_s(op.work, task.owner) if isinstance(op, Compute) else 0.0,
+                inside_s=prices.compute.inner_s(op.work, task.owner) if isinstance(op, Compute) else 0.0,
                 idle_s=max(0.0, end - start - busy) if len(mine) > 1 else 0.0,
             )
 

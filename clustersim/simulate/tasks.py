@@ -19,7 +19,7 @@ from clustersim.program.program import (
     Update,
 )
 from clustersim.simulate.flows import Flows, LinkClasses
-from clustersim.simulate.prices import Prices
+from clustersim.simulate.prices.prices import Prices
 
 Ints = NDArray[np.int64]
 # The partitions of a bucket are simulated one by one up to this many; more would only sharpen the pipeline's fill.
@@ -71,7 +71,7 @@ class Compiler:
     def __init__(self, prices: Prices, *, midway: bool = False) -> None:
         self.prices = prices
         self.midway = midway
-        self.program = prices.program
+        self.program = prices.placement.program
         self.tasks: list[Task] = []
         self.streams: dict[tuple[int, str], int] = {}
         self.joints: list[list[int]] = []
@@ -98,13 +98,13 @@ class Compiler:
             flows.resolve(links)
         return Compiled(
             tasks=self.tasks, streams=list(self.streams), joints=self.joints, links=links, owners=len(owners),
-            cores=self.prices.shared_cores,
+            cores=self.prices.placement.shared_cores,
         )  # fmt: skip
 
     def _owners(self) -> list[tuple[int, int]]:
-        workers = [(c, stage) for c, stage in enumerate(self.prices.folding.stage)]
+        workers = [(c, stage) for c, stage in enumerate(self.prices.placement.folding.stage)]
         first = len(workers)
-        return workers + [(first + s, len(self.program.positions) - 1) for s in range(len(self.prices.servers))]
+        return workers + [(first + s, len(self.program.positions) - 1) for s in range(len(self.prices.servers.classes))]
 
     def _emit(self, owner: int, position: int) -> None:
         """The tasks of one owner."""
@@ -113,7 +113,7 @@ class Compiler:
         self._base.append(base)
         begins = [0]
         mine: dict[str, int] = {}
-        shared = self.prices.shared_cores
+        shared = self.prices.placement.shared_cores
         for op in self.program.positions[position].ops:
             stream = mine.get(op.stream)
             if stream is None:
@@ -126,7 +126,7 @@ class Compiler:
                 tasks.append(Task(owner, stream, op, span, work, threads, ahead=ahead))
             begins.append(len(tasks) - base)
             if isinstance(op, Collective):
-                classes, _ = self.prices.group(op.group, owner)
+                classes, _ = self.prices.groups.of_class(op.group, owner)
                 key = (op.id, op.group, classes)
                 joint = self._joint_of.setdefault(key, len(self.joints))
                 if joint == len(self.joints):
@@ -138,10 +138,10 @@ class Compiler:
     def _threads(self, owner: int, op: Op) -> int:
         """Threads of the shared host that an op of a class keeps busy: each process computes with its share of the
         cores; a thread at either end moves bytes."""
-        prices = self.prices
-        each = max(1, prices.shared_cores // prices.processes)
-        first = prices.folding.classes
-        ranks = len(prices.folding.members[owner]) if owner < first else len(prices.servers[owner - first].shares)
+        placement, servers = self.prices.placement, self.prices.servers.classes
+        each = max(1, placement.shared_cores // placement.processes)
+        first = placement.folding.classes
+        ranks = len(placement.folding.members[owner]) if owner < first else len(servers[owner - first].shares)
         match op:
             case Compute() | Update():
                 return ranks * each
@@ -158,29 +158,33 @@ class Compiler:
         prices = self.prices
         match op:
             case Compute():
-                return [prices.work_s(op.work, owner) + self._host_s(owner, op)]
+                return [prices.compute.work_s(op.work, owner) + self._host_s(owner, op)]
             case Transfer():
                 return [
-                    self._cached(("send", owner, op.to, op.bytes), lambda: prices.send_flows(owner, op.to, op.bytes))
+                    self._cached(("send", owner, op.to, op.bytes), lambda: prices.sends.flows(owner, op.to, op.bytes))
                 ]
             case Collective():
-                classes, _ = prices.group(op.group, owner)
+                classes, _ = prices.groups.of_class(op.group, owner)
                 key = (op.group, classes, op.kind, op.algorithm, op.bytes)
                 return [
-                    self._cached(key, lambda: prices.collective_flows(op.group, owner, op.kind, op.algorithm, op.bytes))
+                    self._cached(
+                        key, lambda: prices.collectives.flows(op.group, owner, op.kind, op.algorithm, op.bytes)
+                    )
                 ]
             case Exchange():
                 parts = min(op.partitions, MOST_PARTS)
                 exchange = (op.direction, owner, op.bytes, op.partitions)
                 flows = self._cached(
                     exchange,
-                    lambda: prices.exchange_flows(owner, op.direction, op.bytes / parts, op.bytes / op.partitions),
+                    lambda: prices.servers.exchange_flows(
+                        owner, op.direction, op.bytes / parts, op.bytes / op.partitions
+                    ),
                 )
                 return [flows] * parts
             case Update():
                 parts = min(op.partitions, MOST_PARTS)
-                server = owner - prices.folding.classes
-                return [prices.update_s(server, op, parts)] * parts
+                server = owner - prices.placement.folding.classes
+                return [prices.servers.update_s(server, op, parts)] * parts
             case Gate():
                 return [self._host_s(owner, op)]
             case Read():
@@ -191,7 +195,7 @@ class Compiler:
     def _host_s(self, owner: int, op: Compute | Gate) -> float:
         """What the host spends besides driving layers: once a micro-batch before its first forward pass here, and once
         a step, with the optimizer or (where that runs on servers) at the gate."""
-        host = self.prices.framework.host
+        host = self.prices.placement.framework.host
         if op.id.phase == "forward":
             once = (owner, op.id.micro_batch)
         elif op.id.phase == "update" or isinstance(op, Gate):
@@ -246,14 +250,14 @@ class Compiler:
         return found
 
     def _peers(self, owner: int, position: int, where: int) -> list[int]:
-        folding = self.prices.folding
+        folding = self.prices.placement.folding
         if where == position:
             return [owner]
         workers = folding.classes
         if self.program.positions[where].role == "server":
-            return [workers + s for s in range(len(self.prices.servers))]
+            return [workers + s for s in range(len(self.prices.servers.classes))]
         if owner >= workers:
             return [c for c, stage in enumerate(folding.stage) if stage == where]
         rank = folding.members[owner][:1]
-        _, dp, tp = self.prices._coordinates(rank)
+        _, dp, tp = self.prices.placement.coordinates(rank)
         return [int(folding.class_of[folding.grid[where, int(dp[0]), int(tp[0])]])]

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from clustersim import files
 from clustersim.errors import InputError
 from clustersim.files import load, shipped_folder
+from clustersim.mistakes import near
 from clustersim.units import FILE, Fraction
 from clustersim.validate.case import Case, Unmapped
 from clustersim.validate.rows import read_rows
-from clustersim.validate.training_rows import is_training, training_case
+from clustersim.validate.training_rows import COLUMNS, is_training, training_case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def rows_in(path: Path, defaults: Mapping[str, str], *, name: str | None = None)
     if not is_training((*columns, *defaults)):
         raise InputError(
             f"{path}:1: the columns are of no known format; training steps have gpus, gbs, hidden and layers, and a "
-            "column of times (docs/formats.md)"
+            "column of times (docs/validation.md)"
         )
     found = [training_case(row) for row in rows]
     return Rows(
@@ -93,4 +94,8 @@ def read_defaults(path: Path) -> dict[str, str]:
     tree, _ = files.read_tree(path)
     if not isinstance(tree, dict) or any(isinstance(value, (dict, list)) for value in tree.values()):
         raise InputError(f"{path}: write one line `column: value` for each column that the rows leave out")
+    for name in tree:
+        if name not in COLUMNS:
+            mend = near(str(name), COLUMNS) or f"; known: {', '.join(sorted(COLUMNS))}"
+            raise InputError(f"{path}: {name!r} is no column of measured runs{mend}")
     return {str(key): str(value) for key, value in tree.items()}

@@ -17,7 +17,8 @@ from clustersim.layout.layout import Layout, describe
 from clustersim.layout.memory import footprint
 from clustersim.layout.space import layouts
 from clustersim.program.lower import lower
-from clustersim.scenario import Question, question
+from clustersim.scenario.load import question
+from clustersim.scenario.question import Question
 from clustersim.search.search import choices_of, spread_of
 from clustersim.simulate.simulate import simulate
 from clustersim.validate.case import Case, Unmapped

@@ -71,12 +71,19 @@ _CARD_LINKS = {
     (200, r"."): "infiniband-hdr200",
     (400, r"."): "infiniband-ndr400",
 }
-_COLUMNS = ("gpus", "gbs", "hidden", "layers")
+_REQUIRED = ("gpus", "gbs", "hidden", "layers")
+# Every column that is read; what a file has besides is left alone.
+COLUMNS = frozenset({
+    "id", "quality", "gpu", "node", "gpus", "gpus_per_node", "inter_node", "fabric", "framework", "family",
+    "preset", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "dropout", "seq_len",
+    "gbs", "mbs", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "shard", "recompute", "precision", "gradient",
+    "iteration_ms", "sec_per_iter", "tokens_per_s", "tokens_per_s_per_gpu", "samples_per_s", "mem_gb",
+})  # fmt: skip
 
 
 def is_training(columns: tuple[str, ...]) -> bool:
     """Whether a file with these columns holds training steps."""
-    return all(name in columns for name in _COLUMNS)
+    return all(name in columns for name in _REQUIRED)
 
 
 def training_case(row: Row) -> Case | Unmapped:

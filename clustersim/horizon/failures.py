@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.simulate.job import Job, Threat
+from clustersim.horizon.job import Job, Threat
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -18,8 +18,8 @@ from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.cluster.wiring import Port, Wiring
 from clustersim.errors import InputError
 from clustersim.program.program import CollectiveAlgorithm, CollectiveKind
-from clustersim.simulate.collectives import ALGORITHMS_OF, latency_s, launch_s, phases, wire_efficiency
-from clustersim.simulate.moves import Moves, Phase, Pods, most_switches, routed
+from clustersim.simulate.collectives.moves import Moves, Phase, Pods, most_switches, routed
+from clustersim.simulate.collectives.phases import ALGORITHMS_OF, latency_s, launch_s, phases, wire_efficiency
 from clustersim.simulate.network import Network
 
 Ints = NDArray[np.int64]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from clustersim.simulate.blocks import Blocks
-from clustersim.simulate.moves import Phase
+from clustersim.simulate.collectives.blocks import Blocks
+from clustersim.simulate.collectives.moves import Phase
 
 
 def ring(blocks: Blocks, rounds: int) -> Phase:

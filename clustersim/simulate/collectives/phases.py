@@ -17,13 +17,13 @@ from clustersim.cluster.cluster import Machine
 from clustersim.cluster.wiring import Wiring
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.program.program import CollectiveAlgorithm, CollectiveKind
-from clustersim.simulate.blocks import Blocks, blocks_of
-from clustersim.simulate.broadcasts import broadcast
-from clustersim.simulate.exchanges import all_to_all, doubling, exchange, halving_doubling
-from clustersim.simulate.moves import Phase
-from clustersim.simulate.rings import inside_nodes, rails, ring
-from clustersim.simulate.switches import nvls, nvls_gathering, sharp
-from clustersim.simulate.trees import tree
+from clustersim.simulate.collectives.blocks import Blocks, blocks_of
+from clustersim.simulate.collectives.broadcasts import broadcast
+from clustersim.simulate.collectives.exchanges import all_to_all, doubling, exchange, halving_doubling
+from clustersim.simulate.collectives.moves import Phase
+from clustersim.simulate.collectives.rings import inside_nodes, rails, ring
+from clustersim.simulate.collectives.switches import nvls, nvls_gathering, sharp
+from clustersim.simulate.collectives.trees import tree
 
 Ints = NDArray[np.int64]
 
@@ -36,6 +36,8 @@ ALGORITHMS_OF: dict[CollectiveKind, tuple[CollectiveAlgorithm, ...]] = {
     "reduce": ("chain", "binomial"),
     "send_recv": ("direct",),
 }
+# Of these, copies run side by side, each over a NIC of its own; the others use all NICs of a node by themselves.
+CHANNELLED: frozenset[CollectiveAlgorithm] = frozenset({"ring", "tree", "binary-tree", "chain"})
 
 
 def phases(

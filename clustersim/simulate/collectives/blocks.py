@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.cluster.wiring import Wiring
-from clustersim.simulate.moves import Moves
+from clustersim.simulate.collectives.moves import Moves
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -10,9 +10,9 @@ from typing import Literal
 from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.cluster.reliability import Hazard, Reliability
 from clustersim.errors import InputError
+from clustersim.horizon.checkpoints import daly_interval_s
 from clustersim.layout.layout import Layout, ParameterServer
 from clustersim.layout.memory import StateBytes
-from clustersim.simulate.checkpoints import daly_interval_s
 from clustersim.units import human_seconds
 from clustersim.workload.parameters import parameter_count
 from clustersim.workload.training import Workload

@@ -11,8 +11,8 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from clustersim.simulate.failures import Failure, Failures
-from clustersim.simulate.job import Job, Threat
+from clustersim.horizon.failures import Failure, Failures
+from clustersim.horizon.job import Job, Threat
 
 Floats = NDArray[np.float64]
 # What interrupts a run besides failures: a node that comes back, a stop that was planned.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from clustersim.cluster.wiring import Port, Traffic
-from clustersim.simulate.blocks import Blocks
-from clustersim.simulate.moves import Phase
-from clustersim.simulate.rings import rails
-from clustersim.simulate.trees import depth_of, tree_moves
+from clustersim.simulate.collectives.blocks import Blocks
+from clustersim.simulate.collectives.moves import Phase
+from clustersim.simulate.collectives.rings import rails
+from clustersim.simulate.collectives.trees import depth_of, tree_moves
 
 
 def nvls(blocks: Blocks) -> Phase:

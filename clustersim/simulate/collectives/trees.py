@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.simulate.blocks import Blocks
-from clustersim.simulate.moves import Moves, Phase
+from clustersim.simulate.collectives.blocks import Blocks
+from clustersim.simulate.collectives.moves import Moves, Phase
 
 Ints = NDArray[np.int64]
 

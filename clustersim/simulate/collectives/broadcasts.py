@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from clustersim.program.program import CollectiveAlgorithm
-from clustersim.simulate.blocks import Blocks, same_node
-from clustersim.simulate.moves import Phase
-from clustersim.simulate.rings import ring
-from clustersim.simulate.trees import depth_of
+from clustersim.simulate.collectives.blocks import Blocks, same_node
+from clustersim.simulate.collectives.moves import Phase
+from clustersim.simulate.collectives.rings import ring
+from clustersim.simulate.collectives.trees import depth_of
 
 
 def broadcast(blocks: Blocks, algorithm: CollectiveAlgorithm) -> tuple[Phase, ...]:

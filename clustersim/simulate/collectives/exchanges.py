@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clustersim.cluster.wiring import Wiring
-from clustersim.simulate.blocks import Blocks, same_node
-from clustersim.simulate.moves import Phase
+from clustersim.simulate.collectives.blocks import Blocks, same_node
+from clustersim.simulate.collectives.moves import Phase
 
 Ints = NDArray[np.int64]
 
