@@ -43,8 +43,8 @@ def step_s(times: Times) -> float:
 
 @given(TIMES)
 def test_p10_first_in_first_out_on_one_channel(times: Times) -> None:
-    """The channel takes buckets as they become ready: T is what the recurrence says, and no less than either of computing
-    everything, and of sending everything once the last layer's gradients are there."""
+    """The channel takes buckets as they become ready: T is what the recurrence says, and no less than either of
+    computing everything, and of sending everything once the last gradients of the last layer are there."""
     computed = sum(forward for forward, _, _ in times)
     sent = 0.0
     ready = accumulate((backward for _, backward, _ in reversed(times)), initial=computed)
