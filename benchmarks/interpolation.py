@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clustersim.files import profile_names, profile_path
-from clustersim.hardware.attention_table import AttentionRows
+from clustersim.hardware.attention_table import AttentionRows, kernel_seconds
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.gemm_table import GemmRows
 from clustersim.hardware.kernel import Attention, Dtype, Memory, MemoryOp
@@ -37,6 +37,8 @@ def gemm_errors(costs: DeviceCosts, rows: GemmRows, dtype: Dtype) -> tuple[Float
 def attention_errors(costs: DeviceCosts, rows: AttentionRows, dtype: Dtype) -> tuple[FloatArray, FloatArray]:
     """Relative errors, and the FLOPs of each row, at the clock of the measurement."""
     errors, flops = [], []
+    shape = (rows.instances, rows.sequence, rows.group, rows.head_dim)
+    kernels_s = kernel_seconds(costs.device, dtype, *shape, rows.seconds)
     for at in np.flatnonzero(rows.dtype == dtype):
         group = int(rows.group[at])
         kernel = Attention(
@@ -51,7 +53,7 @@ def attention_errors(costs: DeviceCosts, rows: AttentionRows, dtype: Dtype) -> t
             dtype=dtype,
         )
         predicted = costs.cost(kernel).seconds * costs.device.sustained_clock
-        errors.append(abs(predicted / rows.seconds[at] - 1.0))
+        errors.append(abs(predicted / kernels_s[at] - 1.0))
         flops.append(float(kernel.flops))
     return np.array(errors), np.array(flops)
 

@@ -31,6 +31,7 @@ def framework() -> Framework:
     """Every layer takes exactly what driving it takes: kernels are none."""
     return Framework(
         name="exact", attention="flash", fused_elementwise=True, gradient_dtype="fp32",
+        gradient_accumulation="fused",
         host=HostCost(
             per_layer_forward_s=FORWARD_S, per_layer_backward_s=BACKWARD_S, per_micro_batch_s=0.0, per_step_s=0.0
         ),

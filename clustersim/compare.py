@@ -80,6 +80,7 @@ class Comparison:
     """A prediction beside a measurement.
 
     `exposed` is the time in which the worker that computes longest communicates and does not compute.
+    `interval_s` is the 90 % interval that was predicted of the step.
     `joined_ops` is the fraction of the predicted ops that were found in the measurement, `joined_time` the fraction of
     the measured seconds that belong to joined ops; the others are listed.
     """
@@ -94,6 +95,7 @@ class Comparison:
     joined_time: float
     predicted_only: tuple[OpId, ...]
     measured_only: tuple[OpId, ...]
+    interval_s: tuple[float, float] | None = None
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from clustersim.hardware.framework import Framework
+from clustersim.hardware.intervals import Outside
 from clustersim.layout.layout import Family, Layout
 from clustersim.scenario.scenario import Scenario
 from clustersim.workload.training import Workload
@@ -15,7 +16,8 @@ PLAIN: dict[str, Any] = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What one step of a layout takes and costs. `low_s` and `high_s` bound the step time (90 %); `memory_bytes` is the
+    """What one step of a layout takes and costs. `low_s` and `high_s` bound the step time (90 %, from the residuals of
+    runs of this `kind`); `outside`: in what it leaves the profiles and those runs. `memory_bytes` is the
     fullest worker's, `server_memory_bytes` the fullest server's (0 without servers). `mfu` counts model FLOPs only.
     `input_stall_s`: seconds in which a step waits for its batch and for nothing else."""
 
@@ -36,6 +38,8 @@ class Prediction:
     energy_j: float
     coverage: float
     input_stall_s: float = 0.0
+    kind: str = ""
+    outside: tuple[Outside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,27 +73,32 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Against:
-    """Why the winner beats the best of another family: `slower_s` a step, and in words with figures."""
+    """Why the winner beats the best of another family: `slower_s` a step, and in words with figures. `tie`: whether the
+    model can tell the two apart."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     family: Family
     slower_s: float
     reason: str
     crossover: str
+    tie: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lever:
-    """What a better resource would buy: the step time when `resource` gets 10 % faster."""
+    """What a better resource would buy: the step time when `resource` gets 10 % faster. `told`: whether that is more
+    than runs of one configuration differ by."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     resource: str
     gain: float
+    told: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIfResult:
-    """One what-if entry, planned again. `layout` and `step_s` are None where nothing fits any more."""
+    """One what-if entry, planned again. `layout` and `step_s` are None where nothing fits any more. `told`: whether the
+    step time changes by more than the model can tell."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     name: str
@@ -98,6 +107,7 @@ class WhatIfResult:
     step_s: float | None
     usd_per_billion_tokens: float | None
     change: str
+    told: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,8 @@ class Machines:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """`plan.json`. `layout` is `ranking[0].layout`; `program_digest` is that of its program, which `run` lowers again.
-    `digests` are of every profile that the predictions used."""
+    `digests` are of every profile that the predictions used. The first `tied` of the ranking are within `ratio` (of a
+    logarithm) of the winner: the model does not tell them apart (90 %)."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
     schema_version: Literal[1] = 1
@@ -134,4 +145,6 @@ class Plan:
     levers: tuple[Lever, ...]
     counts: Counts
     what_if: tuple[WhatIfResult, ...] = ()
+    ratio: float = 0.0
+    tied: int = 1
     digests: dict[str, str] = field(default_factory=dict)

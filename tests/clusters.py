@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+
 from clustersim.cluster.cluster import Cluster, Fault, Machine
 from clustersim.cluster.fabric import Fabric
 from clustersim.cluster.node import Host, Interconnect, Nics, Node
@@ -27,9 +29,11 @@ from clustersim.layout.layout import (
     Scheme,
     Sharded,
     SyncRule,
+    describe,
     even_boundaries,
 )
 from clustersim.layout.schedule import Turn, stage_of, turns
+from clustersim.program.lower import lower
 from clustersim.program.program import (
     Bucket,
     Collective,
@@ -46,7 +50,11 @@ from clustersim.program.program import (
     Update,
     Work,
 )
+from clustersim.scenario.question import Question
+from clustersim.search.search import Survey
+from clustersim.simulate.simulate import simulate
 from clustersim.timeline import OpId, OpKind
+from clustersim.validate.scoreboard import spearman
 from clustersim.workload.model import Model
 from clustersim.workload.training import Training, Workload
 
@@ -137,6 +145,7 @@ def framework_of(*, pass_s: float = 0.0, backward_s: float | None = None, **chan
         attention="flash",
         fused_elementwise=True,
         gradient_dtype="fp32",
+        gradient_accumulation="fused",
         host=HostCost(per_layer_forward_s=pass_s, per_layer_backward_s=back, per_micro_batch_s=0.0, per_step_s=0.0),
         overlap=Overlap(gradient_reduce=True, parameter_gather=True, pipeline_send=True),
         scatter_gather=False,
@@ -359,3 +368,21 @@ def parameter_server(
         partition_bytes=partition_bytes,
         optimizer_at=optimizer_at,
     )
+
+
+def agreement(name: str, asked: Question, found: Survey, rows: Sequence[int]) -> tuple[float, float]:
+    """(Spearman's rank correlation, median |bias|) of the estimates of some layouts against their simulations, printed
+    with the worst of them."""
+    simulated = []
+    for row in rows:
+        program = lower(asked.workload, found.space.layout(row), asked.framework, asked.cluster.devices_per_node)
+        simulated.append(simulate(program, asked.cluster, asked.framework).makespan_s)
+    estimated = found.estimate.step_s[list(rows)]
+    bias = estimated / np.array(simulated) - 1.0
+    correlation, typical = spearman(estimated, np.array(simulated)), float(np.median(np.abs(bias)))
+    worst = int(np.argmax(np.abs(bias)))
+    print(
+        f"{name}: {len(bias)} layouts, rank correlation {correlation:.4f}, median bias {np.median(bias):+.2%}, "
+        f"median |bias| {typical:.2%}, worst {bias[worst]:+.1%} ({describe(found.space.layout(rows[worst]))})"
+    )
+    return correlation, typical

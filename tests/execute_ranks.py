@@ -39,6 +39,7 @@ FRAMEWORK = Framework(
     attention="flash",
     fused_elementwise=False,
     gradient_dtype="fp32",
+    gradient_accumulation="added",
     host=HostCost(per_layer_forward_s=0.0, per_layer_backward_s=0.0, per_micro_batch_s=0.0, per_step_s=0.0),
     overlap=Overlap(gradient_reduce=True, parameter_gather=False, pipeline_send=False),
     scatter_gather=False,

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from clustersim import files
-from clustersim.calibrate import CONSTANTS, calibrate
+from clustersim.calibrate.constants import RUN_CONSTANTS
+from clustersim.calibrate.runs import calibrate
 from clustersim.compare import Run
 from clustersim.errors import InputError
 from clustersim.hardware.calibration import (
@@ -149,7 +150,7 @@ def runs() -> list[tuple[Question, Layout, Run]]:
 def test_known_constants_are_recovered_within_their_uncertainty(runs: list[tuple[Question, Layout, Run]]) -> None:
     found = calibrate(runs)
     by_name = {constant.name: constant for constant in found.calibration.constants}
-    assert set(by_name) == set(CONSTANTS)
+    assert set(by_name) == set(RUN_CONSTANTS)
     for name, true in TRUE.items():
         constant = by_name[name]
         assert constant.identified, constant

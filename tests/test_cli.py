@@ -107,6 +107,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in (
         "plan", "simulate", "run", "compare", "profile", "calibrate", "topo", "schema", "init", "demo",
+        "import",
     ):  # fmt: skip
         assert f" {command} " in text
 

@@ -61,7 +61,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in _PROFILES.items():
         files.write_text(tmp_path / "hwprofiles" / name, text + _NOTED)
     base = files.profile_path("frameworks", "clustersim").read_text(encoding="utf-8")
-    framework = base.replace("name: clustersim\n", "name: clustersim-local\n").replace("1GiB", "0B")
+    framework = (
+        base.replace("name: clustersim\n", "name: clustersim-local\n").replace("1573MiB", "0B").replace("688MB", "0B")
+    )
     files.write_text(tmp_path / "hwprofiles" / "frameworks" / "clustersim-local.yaml", framework)
     return tmp_path
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,25 +15,31 @@ from clustersim import files
 from clustersim.cluster.load import load_node, node_collectives
 from clustersim.errors import ExecutionError
 from clustersim.execute.launch import Launcher
-from clustersim.execute.probe import (
+from clustersim.execute.probe import probe
+from clustersim.execute.probe_samples import (
     Among,
+    AttentionPoint,
     AttentionSample,
     CollectiveSample,
     DeviceProbe,
+    GemmPoint,
     GemmSample,
+    LayerPoint,
     LayerSample,
+    MemoryPoint,
     MemorySample,
     MessageSample,
     Probe,
     SharedSample,
+    SustainedSample,
     Timed,
-    probe,
 )
 from clustersim.execute.profile_files import write_profiles
 from clustersim.hardware.cost import DeviceCosts
 from clustersim.hardware.curve import message_seconds
 from clustersim.hardware.device import Device
 from clustersim.hardware.framework import Framework
+from clustersim.hardware.gemm_table import GemmRows
 from clustersim.hardware.kernel import Attention, Gemm, Memory
 from clustersim.hardware.load import load_link
 
@@ -153,6 +160,7 @@ def test_the_framework_has_the_host_costs(home: Path) -> None:
     written = write_profiles(made_up(), "here")
     framework: Framework = files.load(Framework, home / "hwprofiles" / "frameworks" / f"{written.framework}.yaml")
     assert framework.name == "clustersim-here"
+    assert framework.attention == "flash", "the kernel that the device's tables were measured with"
     host = framework.host
     assert host.per_layer_forward_s == pytest.approx(1e-4)
     assert host.per_layer_backward_s == pytest.approx(2e-4)
@@ -174,6 +182,106 @@ def test_a_gpu_gets_a_device_and_a_node_of_its_own(home: Path) -> None:
     assert (device.kind, device.launch_overhead_s) == ("gpu", 4e-6)
 
 
+def test_models_that_wait_for_the_host_do_not_scale_a_gpus_kernels(home: Path) -> None:
+    found = made_up()
+    layers = found.devices[0].layers
+    gpu = replace(found.devices[0], kind="gpu", threads=0, name="a GPU")
+    gpu = replace(gpu, gemm=tuple(replace(sample, threads=0) for sample in gpu.gemm))
+    # Driving two layers takes 0.9 ms: this one is not longer than that.
+    waits = layer_sample(2, 128, 3e-4, 6.5e-4)
+    scales = []
+    for models in (layers, (*layers, waits, waits, waits)):
+        device = replace(gpu, layers=models)
+        written = write_profiles(replace(found, devices=(found.devices[0], device)), "here")
+        framework: Framework = files.load(Framework, home / "hwprofiles" / "frameworks" / f"{written.framework}.yaml")
+        scales.append(framework.compute_scale)
+    assert scales[0] == scales[1]
+
+
+def with_products(found: Probe, points: dict[tuple[int, int, int], float], date: str) -> Probe:
+    """`found` with other products."""
+    gemm = tuple(
+        GemmSample(dtype="fp32", m=m, n=n, k=k, threads=1, time=at(seconds)) for (m, n, k), seconds in points.items()
+    )
+    return replace(found, date=date, devices=(replace(found.devices[0], gemm=gemm),))
+
+
+def gemm_rows(home: Path) -> dict[tuple[int, int, int], float]:
+    rows = GemmRows.read(home / "hwprofiles" / "devices" / "here" / "gemm.csv")
+    return dict(
+        zip(zip(rows.m.tolist(), rows.n.tolist(), rows.k.tolist(), strict=True), rows.seconds.tolist(), strict=True)
+    )
+
+
+def test_a_second_profile_extends_and_replaces_rows_of_the_same_machine(home: Path) -> None:
+    first = {(64, 64, 64): 1e-5, (64, 64, 128): 2e-5}
+    second = {(64, 64, 128): 3e-5, (64, 128, 128): 4e-5}
+    write_profiles(with_products(made_up(), first, "2026-01-01"), "here")
+    write_profiles(with_products(made_up(), second, "2026-02-02"), "here")
+    assert gemm_rows(home) == pytest.approx({**first, **second})
+    device: Device = files.load(Device, home / "hwprofiles" / "devices" / "here" / "device.yaml")
+    table = device.tables.gemm[0].provenance
+    assert table.rows == 3
+    assert "1 rows are of an earlier profile" in table.notes
+    assert "1 rows are kept of 2026-01-01" in device.provenance.notes
+    assert device.provenance.date == "2026-02-02"
+    write_profiles(with_products(made_up(), second, "2026-03-03"), "here", fresh=True)
+    assert gemm_rows(home) == pytest.approx(second)
+
+
+def test_rows_of_another_machine_are_not_kept(home: Path) -> None:
+    rows = {(64, 64, 128): 3e-5}
+    write_profiles(with_products(made_up(), {(64, 64, 64): 1e-5}, "2026-01-01"), "here")
+    write_profiles(replace(with_products(made_up(), rows, "2026-01-02"), cpu="another CPU"), "here")
+    assert gemm_rows(home) == pytest.approx(rows)
+    # Nor those of a file that cannot be read.
+    write_profiles(made_up(), "here")
+    (home / "hwprofiles" / "devices" / "here" / "memory.csv").write_text("op,bytes\n", encoding="utf-8")
+    write_profiles(with_products(made_up(), rows, "2026-01-02"), "here")
+    assert gemm_rows(home) == pytest.approx(rows)
+
+
+def test_a_probe_that_lacks_a_kind_writes_nothing(home: Path) -> None:
+    found = made_up()
+    write_profiles(found, "here")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    lame = replace(found.devices[0], attention=(), refused={"attention default": "2: no kernel"})
+    with pytest.raises(ExecutionError, match=r"no attention were measured .*no kernel"):
+        write_profiles(replace(found, devices=(lame,)), "here")
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_the_profile_says_clocks_derate_and_what_is_missing(home: Path) -> None:
+    found = made_up()
+    slowed = SustainedSample(dtype="fp32", side=64, seconds=3.0, burst_flops=100e9, sustained_flops=90e9, spread=0.01)
+    device = replace(
+        found.devices[0], before={"sm_mhz": "1980", "temperature_c": "35"},
+        after={"sm_mhz": "1755", "temperature_c": "35"}, missed={"gemm": 7}, sustained=(slowed,),
+    )  # fmt: skip
+    write_profiles(replace(found, devices=(device,)), "here")
+    profile: Device = files.load(Device, home / "hwprofiles" / "devices" / "here" / "device.yaml")
+    assert profile.sustained_clock == pytest.approx(0.9)
+    assert profile.provenance.clock == "sm_mhz 1980 before, 1755 after; temperature_c 35"
+    assert "fell from 0.1 to 0.09 TFLOP/s in 3 s" in profile.provenance.notes
+    assert "Not measured for want of time: 7 gemm" in profile.provenance.notes
+    # A difference within the timings' spread is none.
+    assert replace(slowed, spread=0.2).derate == 1.0
+
+
+def test_the_attention_kernel_is_the_named_one_of_the_same_time(home: Path) -> None:
+    found = made_up()
+    own = found.devices[0].attention[0]
+    named = (
+        replace(own, backend="flash", forward=at(2.0 * own.forward.seconds)),
+        replace(own, backend="cudnn", forward=at(1.02 * own.forward.seconds)),
+    )
+    device = replace(found.devices[0], attention=(*found.devices[0].attention, *named))
+    write_profiles(replace(found, devices=(device,)), "here")
+    profile: Device = files.load(Device, home / "hwprofiles" / "devices" / "here" / "device.yaml")
+    assert profile.tables.attention_kernel == "cudnn"
+    assert profile.tables.attention[0].provenance.rows == len(found.devices[0].attention)
+
+
 def test_a_probe_of_one_rank_has_no_link(home: Path) -> None:
     with pytest.raises(ExecutionError, match="ranks 1,2,4"):
         write_profiles(replace(made_up(), messages=()), "here")
@@ -181,7 +289,7 @@ def test_a_probe_of_one_rank_has_no_link(home: Path) -> None:
 
 def test_too_many_ranks_are_refused() -> None:
     with pytest.raises(ExecutionError, match=r"this host has \d+ cores; probe 1 to \d+"):
-        probe(True, [100000], lambda _: None)
+        probe(10.0, [100000], lambda _: None)
 
 
 # ------------------------------------------------------------------------------------------------- on this host
@@ -192,26 +300,41 @@ def test_kernels_are_timed_with_what_the_cost_model_counts() -> None:
     from clustersim.execute.timing import timed
 
     cpu = torch.device("cpu")
-    (product_,) = kernels.gemm(iter([(64, 64, 64)]), "fp32", cpu, timed, 0.01, 1)
-    assert 0.0 < product_.time.seconds < 0.1
-    (fused,) = kernels.attention(iter([(8, 32, 2, 16)]), "fp32", cpu, timed, 0.01)
+    for form in ("forward", "dgrad", "wgrad"):
+        point = GemmPoint(dtype="fp32", m=64, n=32, k=16, form=form)
+        found = kernels.gemm(point, cpu, timed, 0.01, 1)
+        assert 0.0 < found.time.seconds < 0.1
+        assert (found.m, found.n, found.k, found.form) == (64, 32, 16, form)
+    batched = kernels.gemm(GemmPoint(dtype="fp32", m=8, n=8, k=8, batch=4), cpu, timed, 0.01, 1)
+    assert batched.batch == 4
+    fused = kernels.attention(
+        AttentionPoint(dtype="fp32", instances=8, sequence=32, group=2, head_dim=16), cpu, timed, 0.01
+    )
     assert fused.forward.seconds > 0.0
     assert fused.backward.seconds > 0.0
-    found = {sample.op: sample for sample in kernels.memory((2**13,), "fp32", cpu, timed, 0.002)}
-    assert found["residual"].bytes == 3 * 4 * 2**13
-    assert found["optimizer"].bytes == 28 * 2**13
-    assert {"norm", "softmax", "activation", "cross_entropy", "embedding", "reduce", "copy"} <= set(found)
-    small = kernels.layer(16, 1, 16, 16, "fp32", cpu, timed, 0.01)
+    samples = {s.op: s for s in kernels.memory(MemoryPoint(dtype="fp32", elements=2**13), cpu, timed, 0.002)}
+    assert samples["residual"].bytes == 3 * 4 * 2**13
+    assert samples["optimizer"].bytes == 28 * 2**13
+    assert {"norm", "softmax", "activation", "cross_entropy", "embedding", "reduce", "copy"} <= set(samples)
+    small = kernels.layer(LayerPoint(hidden=16, layers=1, tokens=16, sequence=16, dtype="fp32"), cpu, timed, 0.01)
     assert min(small.forward.seconds, small.backward.seconds, small.update.seconds) > 0.0
 
 
-def test_samples_are_summed_up_by_median_and_quartiles() -> None:
-    from clustersim.execute.timing import summary
+def test_products_have_the_shapes_of_the_three_passes_of_a_linear_layer() -> None:
+    from clustersim.execute import kernels
 
-    found = summary([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert (found.seconds, found.samples) == (3.0, 5)
-    assert found.spread == pytest.approx(2.0 / 3.0)
-    assert summary([2.0]).spread == 0.0
+    shapes = []
+
+    def timer(function: Callable[[], object], budget_s: float) -> Timed:
+        result = function()
+        assert isinstance(result, torch.Tensor)
+        shapes.append(tuple(result.shape))
+        return at(1.0)
+
+    for form, batch in (("forward", 1), ("dgrad", 1), ("wgrad", 1), ("forward", 3)):
+        point = GemmPoint(dtype="fp32", m=24, n=8, k=16, form=form, batch=batch)
+        kernels.gemm(point, torch.device("cpu"), timer, 0.0, 1)
+    assert shapes == [(24, 8), (24, 8), (24, 8), (3, 24, 8)]
 
 
 @pytest.fixture
@@ -223,8 +346,8 @@ def launcher() -> Iterator[Launcher]:
 def test_ranks_measure_messages_and_collectives_together(launcher: Launcher, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     launcher.run(
-        "clustersim.execute.probe_cpu:measure_among", ranks=2, folder=tmp_path,
-        arguments={"quick": True, "out": str(out)},
+        "clustersim.execute.probe_among:measure_among", ranks=2, folder=tmp_path,
+        arguments={"until_s": time.monotonic() + 12.0, "out": str(out)},
         progress=lambda _: None,
     )  # fmt: skip
     among: Among = files.load(Among, out)
@@ -232,6 +355,6 @@ def test_ranks_measure_messages_and_collectives_together(launcher: Launcher, tmp
     assert among.shared.layer.seconds > 0.0
     assert among.shared.call_s > 0.0
     sizes = {sample.bytes for sample in among.messages}
-    assert len(sizes) >= 4
+    assert {2**10, 2**25} <= sizes
     assert {s.collective for s in among.collectives} == {"all_reduce", "all_gather", "reduce_scatter"}
     assert all(math.isfinite(s.time.seconds) and s.time.seconds > 0.0 for s in (*among.collectives, *among.messages))

@@ -36,7 +36,8 @@ SCENARIO_MOVES: list[tuple[str, Any]] = [
     ("model.gated", True), ("model.norm", "rmsnorm"), ("model.bias", False), ("model.rotary", True),
     ("model.dropout", True), ("model.tied", False), ("model.experts", {"count": 4, "per_token": 2, "hidden": 1024}),
     ("training.global_batch", 128), ("training.sequence", 512), ("training.precision", "fp32"),
-    ("training.optimizer", "sgd"), ("framework", "megatron-core"), ("cluster.nodes", {"hgx-h100": 4}),
+    ("training.optimizer", "sgd"), ("training.predicted", 0.15), ("framework", "megatron-core"),
+    ("cluster.nodes", {"hgx-h100": 4}),
     ("cluster.fabric.kind", "rail-optimized"), ("cluster.fabric.nodes_per_leaf", 1),
     ("cluster.fabric.oversubscription", 16), ("cluster.fabric.hop_latency", "1ms"),
     ("cluster.fabric.in_network_reduction", True),
@@ -48,7 +49,8 @@ SCENARIO_MOVES: list[tuple[str, Any]] = [
     ("layout.order", "tp-pp-dp"), ("layout.sync", "parameter-server"), ("layout.algorithm", "tree"),
     ("layout.algorithm", "auto"),
     ("layout.sharded_stage", 2), ("layout.servers", 1), ("layout.placement", "mixed"),
-    ("layout.optimizer_at", "worker"), ("layout.bucket", "200MiB"), ("layout.partition", "100kB"),
+    ("layout.optimizer_at", "worker"), ("layout.bucket", "200MiB"), ("layout.gradient", "bf16"),
+    ("layout.partition", "100kB"),
     ("cluster.background", [{"link": "nic", "share": "50%"}]),
     ("cluster.background", [{"link": "leaf-uplink", "share": "90%", "at": [1]}]),
     ("constraints.memory_headroom", "97%"), ("constraints.deadline", "100s"),
@@ -103,13 +105,18 @@ PROFILE_MOVES: list[tuple[str, str, str, Any]] = [
     *(
         ("frameworks", "megatron-lm", key, value)
         for key, value in (
-            ("attention", "flash"), ("fused_elementwise", False), ("gradient_dtype", "fp16"),
+            ("attention", "flash"), ("in_place_loss", True), ("loss_metrics", 2), ("fused_optimizer", False),
+            ("clips_gradients", True), ("unsharding", "autocast"), ("vocab_multiple", 3000),
+            ("fused_elementwise", False), ("gradient_dtype", "fp16"),
             ("host.per_layer_forward", "90ms"), ("host.per_layer_backward", "90ms"),
             ("host.per_micro_batch", "90ms"), ("host.per_step", "90ms"), ("host.per_collective", "90ms"),
             ("overlap.gradient_reduce", True), ("overlap.parameter_gather", True), ("overlap.pipeline_send", True),
-            ("overlap.tensor_parallel", 0.9),
+            ("overlap.tensor_parallel", 0.9), ("jitter", 0.5),
+            ("gradient_accumulation", "fused"), ("gradient_accumulation", "copied"),
             ("scatter_gather", False), ("memory_overhead", "9GiB"),
             ("fragmentation", 0.3), ("compute_scale", 2.0), ("network_scale", 2.0),
+            ("scales.memory", 2.0), ("scales.tensor_parallel", 2.0), ("scales.synchronisation", 2.0),
+            ("scales.send", 2.0),
         )
     ),
     *(
@@ -193,6 +200,108 @@ def test_compute_slowdown_moves_the_answer_where_something_overlaps(
         monkeypatch.chdir(folder)
         answers.append(_answer(SCENARIO))
     assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "layout"),
+    [
+        ("communicator", "3GB", {}),
+        ("eager_loss", True, {}),
+        ("fp32_shards", True, {"sync": "sharded", "sharded_stage": 3, "pp": 1, "dp": 16}),
+        ("fp8_inputs", True, {}),
+        ("reduce_buffer", "5MB", {"sync": "sharded", "sharded_stage": 1}),
+        ("stage_outputs", True, {}),
+        ("step_gradients", "as they are", {"gradient": "bf16", "sync": "allreduce"}),
+    ],
+)
+def test_what_a_framework_holds_in_device_memory_moves_the_answer(
+    key: str, value: Any, layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = copy.deepcopy(SCENARIO)
+    tree["layout"] |= layout
+    tree["model"]["vocab"] = 250_000 if key == "eager_loss" else tree["model"]["vocab"]
+    if key == "step_gradients":
+        # Few activations, so that memory is fullest at the optimizer's step.
+        tree["training"] |= {"global_batch": 16, "sequence": 64}
+        tree["layout"]["micro_batch"] = 1
+    if key == "fp8_inputs":
+        tree["cluster"]["nodes"] = {"hgx-h100": 4}
+        tree["training"]["precision"] = "fp8"
+        tree["layout"]["recompute"] = "none"
+    before = _answer(tree)
+    assert not isinstance(before, str), before
+    _moved(tmp_path, "frameworks", "megatron-lm", {f"device_memory.{key}": value})
+    monkeypatch.chdir(tmp_path)
+    assert _answer(tree) != before
+
+
+def test_the_scale_of_fused_attention_moves_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = []
+    for scale in (1.0, 50.0):
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        _moved(folder, "frameworks", "megatron-lm", {"attention": "flash", "scales.attention": scale})
+        monkeypatch.chdir(folder)
+        answers.append(_answer(SCENARIO))
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("value", ["flash-1", "flash-2", "flash-3", "cudnn"])
+def test_generations_of_attention_move_the_answer(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = _set(SCENARIO, "cluster.nodes", {"hgx-h100": 4})
+    answers = []
+    for attention in ("flash", value):
+        folder = tmp_path / attention
+        folder.mkdir()
+        _moved(folder, "frameworks", "megatron-lm", {"attention": attention})
+        monkeypatch.chdir(folder)
+        answers.append(_answer(tree))
+    # NVIDIA's own is what an H100's table holds.
+    assert (answers[0] == answers[1]) == (value == "cudnn")
+
+
+@pytest.mark.parametrize(("key", "value"), [("attention_kernel", "flash-1"), ("attention_prepared", False)])
+def test_what_an_attention_table_holds_moves_the_answer(
+    key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for number, moves in enumerate(({}, {f"tables.{key}": value})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        _moved(folder, "frameworks", "megatron-lm", {"attention": "flash-2"})
+        _moved(folder, "devices", "a100-sxm-80g", moves)
+        monkeypatch.chdir(folder)
+        answers.append(_answer(SCENARIO))
+    assert answers[0] != answers[1]
+
+
+def test_what_selective_recomputation_runs_again_moves_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = _set(SCENARIO, "layout.recompute", "selective")
+    before = _answer(tree)
+    _moved(tmp_path, "frameworks", "megatron-lm", {"selective": "alternate-products"})
+    monkeypatch.chdir(tmp_path)
+    assert _answer(tree) != before
+
+
+@pytest.mark.parametrize("value", ["flat", "split"])
+def test_copies_of_sharded_weights_move_the_answer(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = copy.deepcopy(SCENARIO)
+    tree["layout"] |= {"sync": "sharded", "sharded_stage": 3, "pp": 1, "dp": 16}
+    before = _answer(tree)
+    assert not isinstance(before, str), before
+    _moved(tmp_path, "frameworks", "megatron-lm", {"unsharding": value})
+    monkeypatch.chdir(tmp_path)
+    assert _answer(tree) != before
+
+
+def test_the_reduction_of_sharded_optimizers_moves_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded = _set(_set(SCENARIO, "layout.sync", "sharded"), "layout.sharded_stage", 1)
+    before = _answer(sharded)
+    _moved(tmp_path, "frameworks", "megatron-lm", {"sharded_reduce": "all_reduce"})
+    monkeypatch.chdir(tmp_path)
+    assert _answer(sharded)["prediction"]["step_s"] > before["prediction"]["step_s"]
 
 
 def test_schedules_of_a_framework_move_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import cluster_of, framework_of, pipeline_program, workers
+from clusters import agreement, cluster_of, framework_of, pipeline_program, workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,12 +19,10 @@ from clustersim.estimate.pipeline import waiting_s
 from clustersim.hardware.framework import Schedule
 from clustersim.layout.choices import Choices
 from clustersim.layout.divisions import SCHEDULES
-from clustersim.layout.layout import describe
 from clustersim.layout.space import FAMILIES, layouts
 from clustersim.program.lower import lower
 from clustersim.scenario.load import question
-from clustersim.scenario.question import Question
-from clustersim.search.search import survey
+from clustersim.search.search import Survey, survey
 from clustersim.simulate.simulate import simulate
 
 Floats = NDArray[np.float64]
@@ -52,43 +50,24 @@ _SCENARIOS: dict[str, dict[str, Any]] = {
 _PER_FAMILY = 14
 
 
-def _compared(asked: Question, rows: int, seed: int) -> tuple[Floats, Floats, list[str]]:
-    """Estimated and simulated seconds of random feasible layouts, `rows` of each family."""
-    found = survey(asked)
+def _some_of_each_family(found: Survey, count: int, seed: int) -> list[int]:
+    """Random feasible layouts, `count` of each family."""
     rng = random.Random(seed)
     families = found.space.family_of()
     chosen: list[int] = []
     for index in range(len(FAMILIES)):
         mine = [int(row) for row in found.feasible if families[row] == index]
-        chosen += rng.sample(mine, min(rows, len(mine)))
-    simulated, names = [], []
-    for row in chosen:
-        layout = found.space.layout(row)
-        program = lower(asked.workload, layout, asked.framework, asked.cluster.devices_per_node)
-        simulated.append(simulate(program, asked.cluster, asked.framework).makespan_s)
-        names.append(describe(layout))
-    return found.estimate.step_s[chosen], np.array(simulated), names
-
-
-def _rank_correlation(one: Floats, two: Floats) -> float:
-    """Spearman's."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (one, two)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        chosen += rng.sample(mine, min(count, len(mine)))
+    return chosen
 
 
 @pytest.mark.parametrize("name", list(_SCENARIOS))
 def test_estimates_rank_layouts_as_simulations_do(name: str) -> None:
     asked = question({"schema_version": 1, "name": "estimates", **_SCENARIOS[name]}, "estimates")
-    estimated, simulated, names = _compared(asked, _PER_FAMILY, seed=7)
-    bias = estimated / simulated - 1.0
-    correlation = _rank_correlation(estimated, simulated)
-    worst = int(np.argmax(np.abs(bias)))
-    print(
-        f"{name}: {len(bias)} layouts, rank correlation {correlation:.4f}, median bias {np.median(bias):+.2%}, "
-        f"median |bias| {np.median(np.abs(bias)):.2%}, worst {bias[worst]:+.1%} ({names[worst]})"
-    )
+    found = survey(asked)
+    correlation, bias = agreement(name, asked, found, _some_of_each_family(found, _PER_FAMILY, seed=7))
     assert correlation >= 0.95
-    assert np.median(np.abs(bias)) <= 0.10
+    assert bias <= 0.10
 
 
 def test_estimates_follow_named_boundaries() -> None:
@@ -143,19 +122,9 @@ def test_estimates_rank_all_schedules_of_a_large_model() -> None:
         mine = [int(row) for row in found.feasible if of_it[row]]
         chosen += rng.sample(mine, min(6, len(mine)))
     assert len(chosen) == 6 * len(able)
-    simulated = np.array(
-        [
-            simulate(lower(asked.workload, found.space.layout(row), asked.framework, 8), asked.cluster, asked.framework)
-            .makespan_s
-            for row in chosen
-        ]
-    )  # fmt: skip
-    bias = found.estimate.step_s[chosen] / simulated - 1.0
-    correlation = _rank_correlation(found.estimate.step_s[chosen], simulated)
-    print(f"175B: {len(bias)} layouts, rank correlation {correlation:.4f}, median bias {np.median(bias):+.2%}, "
-          f"median |bias| {np.median(np.abs(bias)):.2%}, worst {bias[np.argmax(np.abs(bias))]:+.1%}")  # fmt: skip
+    correlation, bias = agreement("175B", asked, found, chosen)
     assert correlation >= 0.99
-    assert np.median(np.abs(bias)) <= 0.02
+    assert bias <= 0.02
 
 
 @given(

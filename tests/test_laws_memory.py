@@ -11,7 +11,7 @@ from clusters import framework_of, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustersim.hardware.framework import Framework
+from clustersim.hardware.framework import DeviceMemory, Framework, StepGradients
 from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.divisions import ORDERS, RECOMPUTES, SCHEDULES, Divisions
 from clustersim.layout.layout import (
@@ -34,8 +34,8 @@ from clustersim.workload.activations import (
     activation_bytes_per_layer,
     boundary_bytes,
     embedding_activation_bytes,
+    gradient_working_set_bytes,
     head_activation_bytes,
-    logits_bytes,
     working_set_bytes,
 )
 from clustersim.workload.model import Model
@@ -43,6 +43,10 @@ from clustersim.workload.parameters import stage_parameters
 from clustersim.workload.training import STATE_TENSORS, Training, Workload
 
 _BUCKET = 2e6
+# Bytes of a parameter's 16-bit gradient that the optimizer's step adds, of all or of the rank's shard.
+_STEP = {"as they are": (0, 0), "fp32": (4, 4), "flat fp32": (4, 6)}
+# Bytes of a logit, kept and at the loss besides, by (eager, one kernel).
+_LOSS = {(False, False): (4, 4), (True, False): (4, 8), (False, True): (2, 0), (True, True): (2, 0)}
 
 
 def _server(optimizer_at: Literal["server", "worker"]) -> ParameterServer:
@@ -180,6 +184,7 @@ def _rows(draw: st.DrawFn) -> tuple[Workload, Space, Framework]:
             [
                 Precision(compute="bf16", gradient="fp32", optimizer="fp32"),
                 Precision(compute="fp8", gradient="bf16", optimizer="fp32"),
+                Precision(compute="fp16", gradient="fp16", optimizer="fp32"),
                 Precision(compute="fp32", gradient="fp32", optimizer="fp32"),
             ]
         )
@@ -203,8 +208,14 @@ def _rows(draw: st.DrawFn) -> tuple[Workload, Space, Framework]:
         schedule=schedule, boundaries=named,
     )  # fmt: skip
     framework = framework_of(
-        attention=draw(st.sampled_from(["flash", "unfused"])), fragmentation=0.05, memory_overhead_bytes=1e9
-    )
+        attention=draw(st.sampled_from(["flash", "unfused"])), fragmentation=0.05, memory_overhead_bytes=1e9,
+        in_place_loss=draw(st.booleans()),
+        device_memory=DeviceMemory(
+            fp32_shards=draw(st.booleans()), step_gradients=draw(st.sampled_from(get_args(StepGradients))),
+            stage_outputs=draw(st.booleans()), eager_loss=draw(st.booleans()),
+            reduce_buffer_bytes=draw(st.sampled_from([0.0, 1e6, 1e9])), communicator_bytes=3e8,
+        ),
+    )  # fmt: skip
     return Workload(model=model, training=training), space, framework
 
 
@@ -215,7 +226,11 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
     width = 2 if layout.precision.compute in ("bf16", "fp16", "fp8") else 4
     shape = (model, training.sequence, layout.micro_batch, tp, layout.sequence_parallel)
     kept = activation_bytes_per_layer(*shape, layout.recompute, framework.attention, width)
-    logits = logits_bytes(model, training.sequence, layout.micro_batch, tp) / 2
+    kept_logits, at_loss = _LOSS[framework.device_memory.eager_loss, framework.in_place_loss]
+    logits = training.sequence * layout.micro_batch * -(-model.vocab // tp)
+    working = working_set_bytes(*shape, layout.recompute, framework.attention, width)
+    working += gradient_working_set_bytes(*shape, framework.attention, width)
+    boundary = boundary_bytes(model, training.sequence, layout.micro_batch, width) if pp > 1 else 0
     held = most = 0.0
     heads = 0
     count = layout.micro_batches(training.global_batch)
@@ -229,12 +244,13 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
         chunk = turn.chunk
         number = len(layout.chunk_layers(chunk, model.layers))
         size, later = kept * number, waits * number
+        size += boundary if framework.device_memory.stage_outputs else 0
         if chunk == 0:
             size += embedding_activation_bytes(*shape, width)
             later += width * tokens * h
         last = chunk == layout.chunks - 1
         if last:
-            size += head_activation_bytes(*shape, width) + logits
+            size += head_activation_bytes(*shape, width)
             later += width * tokens * (h + -(-model.vocab // tp))
         if turn.phase == "weight-gradient":
             held -= later
@@ -243,10 +259,9 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
         heads += 0 if not last else -1 if turn.phase == "backward" else 1
         if turn.phase == "backward" and splits_backward(schedule):
             held += later
-        most = max(most, held + (logits if heads else 0.0))
-    most += working_set_bytes(*shape, layout.recompute, framework.attention, width)
-    if pp > 1:
-        most += 2 * boundary_bytes(model, training.sequence, layout.micro_batch, width)
+        layer = working + max(0, heads - 1) * kept_logits * logits
+        most = max(most, held + layer, held + (heads * kept_logits + at_loss if heads else 0) * logits)
+    most += 2 * boundary
     mine = [bucket for bucket in buckets(model, layout) if layout.stage_of(bucket.stage) == stage]
     psi = sum(bucket.elements for bucket in mine)
     chunks = [chunk for chunk in range(layout.chunks) if layout.stage_of(chunk) == stage]
@@ -257,27 +272,35 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
     weights, gradients = width * psi, BYTES_OF[layout.precision.gradient] * psi
     master = 1 if width == 2 else 0
     optimizer = 4 * (STATE_TENSORS[training.optimizer] + master) * psi
-    extra = 0.0
+    extra = step = 0.0
+    copied, sharded = (0, 0) if gradients > 2 * psi else _STEP[framework.device_memory.step_gradients]
+    copy, shard_copy = copied * psi, sharded * psi
+    buffer = min(framework.device_memory.reduce_buffer_bytes, gradients)
     largest = max(bucket.elements for bucket in mine)
     match scheme:
         case AllReduce():
-            state = float(weights + gradients + optimizer)
+            state, step = float(weights + gradients + optimizer), copy
         case Sharded(stage=1):
-            state = weights + gradients + optimizer / dp
+            state, extra, step = weights + gradients + optimizer / dp, buffer, shard_copy / dp
         case Sharded(stage=2):
-            state = weights + (gradients + optimizer) / dp
-            extra = largest * BYTES_OF[layout.precision.gradient]
+            state, step = weights + (gradients + optimizer) / dp, shard_copy / dp
+            extra = buffer + largest * BYTES_OF[layout.precision.gradient]
         case Sharded():
-            state = (weights + gradients + optimizer) / dp
-            extra = largest * BYTES_OF[layout.precision.gradient]
+            state, step = (weights + gradients + optimizer) / dp, shard_copy / dp
+            extra = buffer + largest * BYTES_OF[layout.precision.gradient]
             rows = [[b.elements for b in mine if b.stage == chunk] for chunk in {b.stage for b in mine}]
             extra += width * max(sum(row[i : i + 3]) for row in rows for i in range(len(row)))
+            if framework.device_memory.fp32_shards and width == 2:
+                state = 4 * (1 + 1 + STATE_TENSORS[training.optimizer]) * psi / dp
+                extra += largest * width
         case ParameterServer(optimizer_at="server"):
             state = float(weights + gradients)
             extra = largest * width
         case _:
-            state = float(weights + gradients + optimizer)
-    return 1e9 + 1.05 * (state + most + extra)
+            state, step = float(weights + gradients + optimizer), copy
+    kinds = [dp > 1, tp > 1, pp > 1]
+    groups = sum(kinds) + (sum(kinds) > 1)
+    return 1e9 + 3e8 * groups + 1.05 * (state + max(most + extra, step))
 
 
 @given(_rows())

@@ -82,6 +82,22 @@ def kolmogorov_smirnov(one: NDArray[Any], two: NDArray[Any]) -> float:
 # ---------------------------------------------------------------------------------------------------- distributions
 
 
+@pytest.mark.parametrize("n", [1, 2, 8, 64, 1024, 16384])
+def test_jitter_makes_a_step_as_long_as_its_slowest_replica(n: int) -> None:
+    """The closed form of the framework's `jitter` against the integral over the largest of n normal draws."""
+    factor = framework_of(jitter=0.01).slowest_of(n)
+    assert factor - 1.0 == pytest.approx(expected_slowest(Normal(sigma=0.01), n) - 1.0, rel=0.05, abs=1e-5)
+
+
+def test_jitter_gives_way_to_drawn_noise() -> None:
+    program, calm, shaky = barrier(8), framework_of(pass_s=1.0), framework_of(pass_s=1.0, jitter=0.1)
+    quiet = cluster_of(workers(8))
+    expected = simulate(program, quiet, calm).makespan_s * shaky.slowest_of(8)
+    assert simulate(program, quiet, shaky).makespan_s == pytest.approx(expected)
+    drawn = noisy(8, Normal(sigma=0.1))
+    assert simulate(program, drawn, shaky, seed=1).makespan_s == simulate(program, drawn, calm, seed=1).makespan_s
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, Normal(sigma=1.5), Pareto(shape=1.8)], ids=str)
 def test_every_distribution_has_mean_one_and_a_rising_quantile(shape: Distribution) -> None:
     assert expected_slowest(shape, 1) == pytest.approx(1.0, rel=2e-4)

@@ -177,6 +177,21 @@ def test_a_cpu_computes_and_drives_one_after_the_other(cpu: Device) -> None:
     assert found.makespan_s == pytest.approx(1e-3 + 5e-3)
 
 
+def test_what_is_behind_the_layers_waits_for_the_host_to_drive_them() -> None:
+    """A GPU that is faster than its host still computes the head after the last layer was launched."""
+    body, head = Gemm(m=512, n=512, k=512, dtype="bf16"), Gemm(m=4096, n=4096, k=4096, dtype="bf16")
+    cluster, framework = one_host(1, 1), framework_of(pass_s=5e-3)
+    costs = device_costs(cluster.workers[0].node.device or "")
+    mesh = Mesh(dp=1, tp=1, pp=1)
+    for layers_, expected in ((1, 5e-3 + costs.cost(head).seconds), (0, costs.seconds(((body, 1), (head, 1))))):
+        work = Work(
+            kernels=((body, 1), (head, 1)), inner=(), forward_layers=layers_, backward_layers=0,
+            tail=((head, 1),) if layers_ else (),
+        )  # fmt: skip
+        found = simulate(program_of(mesh, [[compute()]], works=(work,)), cluster, framework)
+        assert found.makespan_s == pytest.approx(expected)
+
+
 def test_a_server_on_a_cpu_takes_its_kernels(cpu: Device) -> None:
     cluster = on_cpu(one_host(2, 8), cpu)
     served = Update(

@@ -62,7 +62,7 @@ def test_times_come_from_what_is_printed(changed: dict[str, str], seconds: float
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"gpu": "H100-SXM-96GB HBM2e"}, "has no profile"),
+        ({"gpu": "MI300X"}, "has no profile"),
         ({"framework": "JAX"}, "framework = 'JAX' has no profile"),
         ({"recompute": ""}, "recompute is not stated; fill it with --defaults"),
         ({"gpus": "sixteen"}, "gpus = 'sixteen' is no number"),
@@ -120,7 +120,8 @@ def scored(predicted: float, measured: float, layout: str, batch: int = 64, memo
     case = case_of(gbs=str(batch))
     assert isinstance(case, Case)
     return Scored(
-        case=replace(case, measured_s=measured, memory_bytes=memory), layout=layout, predicted_s=predicted, spread=0.2,
+        case=replace(case, measured_s=measured, memory_bytes=memory), layout=layout, predicted_s=predicted,
+        low_s=predicted / 1.2, high_s=predicted * 1.2,
         coverage=1.0, predicted_bytes=9e9, fits=True,
     )  # fmt: skip
 
@@ -147,8 +148,9 @@ def test_regret_is_what_our_pick_would_have_cost() -> None:
 def test_memory_is_scored_where_it_is_stated() -> None:
     found = memory_summary([scored(1.0, 1.0, "a", memory=10e9), scored(1.0, 1.0, "b")])
     assert found is not None
-    assert (found.n, found.called_infeasible) == (1, 0)
-    assert found.bias == pytest.approx(-0.1)
+    assert found.errors is not None
+    assert (found.errors.n, found.judged, found.called_infeasible) == (1, 2, 0)
+    assert found.errors.bias == pytest.approx(-0.1)
 
 
 def test_ranks_with_ties() -> None:

@@ -298,7 +298,7 @@ def test_head() -> None:
         assert [k.flops for k, _ in ahead if isinstance(k, Gemm)] == [2 * logits * 768]
         assert 2 * _flops(ahead) == _flops(behind)
         cross = next(k for k, _ in ahead if isinstance(k, Memory) and k.op == "cross_entropy")
-        assert cross.traffic_bytes == 4 * logits * (3 if fused else 8)
+        assert cross.traffic_bytes == 4 * logits * (3 if fused else 4)
     odd = head_forward(model, 1024, 2, 8, False, True, "bf16")
     assert [k.n for k, _ in odd if isinstance(k, Gemm)] == [6283]
 
@@ -338,6 +338,14 @@ def test_accumulation_traffic() -> None:
     ((kernel, _),) = accumulation_kernels(10, "bf16", "fp32")
     assert isinstance(kernel, Memory)
     assert (kernel.read_bytes, kernel.written_bytes) == (60, 40)
+
+
+def test_accumulation_by_deepspeed_goes_through_a_cleared_copy() -> None:
+    """Autograd adds in bf16 (2 reads, 1 write), the copy is converted, added in fp32 and cleared: 26 bytes."""
+    copied = accumulation_kernels(10, "bf16", "fp32", "copied")
+    assert sum(kernel.traffic_bytes for kernel, _ in copied if isinstance(kernel, Memory)) == 260
+    assert accumulation_kernels(10, "fp16", "fp16", "copied") == accumulation_kernels(10, "fp16", "fp16", "added")
+    assert accumulation_kernels(10, "bf16", "fp32", "fused") == ()
 
 
 def test_kernels_are_cached() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clustersim.app import collective, looking, machine, planning, running, validating
+from clustersim.app import collective, importing, looking, machine, planning, running, validating
 from clustersim.app.screen import end_progress, settings
 from clustersim.errors import ClustersimError
 
@@ -60,6 +60,7 @@ running.add_to(app)
 machine.add_to(app)
 validating.add_to(app)
 looking.add_to(app)
+importing.add_to(app)
 
 
 def main() -> NoReturn:

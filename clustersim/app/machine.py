@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # What scenarios call the profile of this machine, unless it is given another name.
 LOCAL = "local"
 _DEMO_RANKS = 4
+# Seconds that the demo spends on profiling a machine that it does not know.
+_DEMO_S = 30.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +31,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def profile_command(
-    quick: Annotated[bool, typer.Option("--quick", help="Coarser tables, in a quarter of the time.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Coarser tables in 2 minutes at most; without it, 15 minutes at most.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="The hwprofiles folder to write into; default: your own.")
     ] = None,
@@ -37,22 +41,35 @@ def profile_command(
     ranks: Annotated[
         int | None, typer.Option("--ranks", min=1, help="Most ranks to run at once; default: 4, or one a core.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Keep nothing of an interrupted or an earlier profile of this machine."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything measured as JSON.")] = False,
 ) -> None:
-    """Measure this machine (kernels, memory, messages, shared cores), so that plans can be made for it. Needs torch."""
+    """Measure this machine (kernels, memory, messages, shared cores), so that plans can be made for it. Needs torch.
+
+    An interrupted profile goes on where it stopped; tables of an earlier one are extended, point by point."""
+    import shutil
+
     from clustersim import files
     from clustersim.app.probe_screen import probe_screen
     from clustersim.execute.disturbance import Others
-    from clustersim.execute.probe import probe
+    from clustersim.execute.probe import FULL_S, QUICK_S, probe
     from clustersim.execute.profile_files import write_profiles
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--name {name}: write letters, digits, dots, dashes and underscores")
     tell = screen.progress()
     others = Others()
-    found = probe(quick, _rank_counts(ranks), tell)
+    root = out if out is not None else files.user_folder() / "hwprofiles"
+    partial = root / f".partial-{name}"
+    if fresh:
+        shutil.rmtree(partial, ignore_errors=True)
+    found = probe(QUICK_S if quick else FULL_S, _rank_counts(ranks), tell, partial)
     _warn_of(others, tell)
-    written = write_profiles(found, name, out)
+    written = write_profiles(found, name, root, fresh=fresh)
+    shutil.rmtree(partial)
     if as_json:
         screen.show_json(files.plain(found))
         return
@@ -111,7 +128,8 @@ def _profiled(tell: Callable[[str], None]) -> None:
     from clustersim import files
     from clustersim.execute.disturbance import Others
     from clustersim.execute.launch import cores
-    from clustersim.execute.probe import host_memory_bytes, probe
+    from clustersim.execute.probe import probe
+    from clustersim.execute.probe_host import host_memory_bytes
     from clustersim.execute.profile_files import write_profiles
 
     if LOCAL in files.profile_names("nodes"):
@@ -131,7 +149,7 @@ def _profiled(tell: Callable[[str], None]) -> None:
             return
     tell("profiling this machine: half a minute")
     others = Others()
-    found = probe(True, _rank_counts(), tell)
+    found = probe(_DEMO_S, _rank_counts(), tell)
     _warn_of(others, tell)
     write_profiles(found, LOCAL)
 

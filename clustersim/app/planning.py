@@ -133,7 +133,7 @@ def simulate_command(
         screen.show_json(_document(found, result, timeline))
         return
     name = found.scenario.name
-    screen.show(simulate_screen(name, found.layout, found.workload.training, result, timeline))
+    screen.show(simulate_screen(name, found.layout, found.workload.training, result, timeline, found.prediction))
     if trace is not None:
         screen.show(f"\nTrace written to {trace}; open it in ui.perfetto.dev")
 
@@ -172,14 +172,20 @@ def _survive(
 
 def _document(found: Plan, result: Simulated, timeline: Timeline) -> dict[str, Any]:
     from clustersim import files
+    from clustersim.report.simulate_screen import scaled_to
     from clustersim.report.timeline_text import stretches
 
+    predicted = scaled_to(found.prediction, result.step_s)
     return {
         "schema_version": 1,
         "scenario": found.scenario.name,
         "layout": files.plain(found.layout),
         "steps": result.steps,
         "step_s": result.step_s,
+        "low_s": predicted.low_s,
+        "high_s": predicted.high_s,
+        "kind": predicted.kind,
+        "outside": [reason.value for reason in predicted.outside],
         "step_times_s": list(result.step_times_s),
         "tokens_per_s": found.workload.training.tokens_per_step / result.step_s,
         "classes": result.classes,

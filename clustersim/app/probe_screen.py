@@ -13,7 +13,7 @@ from clustersim.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     # Plain records; nothing of the executor is imported when a program runs.
-    from clustersim.execute.probe import DeviceProbe, Probe
+    from clustersim.execute.probe_samples import DeviceProbe, Probe
     from clustersim.execute.profile_files import Written
 
 
@@ -62,10 +62,28 @@ def _of_device(device: DeviceProbe) -> list[tuple[str, str]]:
     for dtype in dict.fromkeys(sample.dtype for sample in device.gemm):
         samples = [s for s in device.gemm if s.dtype == dtype and s.threads == device.threads]
         if samples:
-            best = max(2.0 * s.m * s.n * s.k / s.time.seconds for s in samples)
+            best = max(2.0 * s.batch * s.m * s.n * s.k / s.time.seconds for s in samples)
             rows.append((f"{label}: {dtype} products", f"{significant(best / 1e9, 3)} GFLOP/s at best"))
     if device.memory:
         rate = max(sample.bytes / sample.time.seconds for sample in device.memory)
         rows.append((f"{label}: memory-bound operations", f"{human_bytes(rate)}/s at best"))
+    for direction in dict.fromkeys(sample.direction for sample in device.copies):
+        rate = max(s.bytes / s.time.seconds for s in device.copies if s.direction == direction)
+        rows.append((f"{label}: copies {direction}", f"{human_bytes(rate)}/s at best"))
     rows.append((f"{label}: smallest kernel", human_seconds(device.floor_s)))
+    rows += [
+        (
+            f"{label}: after {significant(s.seconds, 2)} s of products",
+            f"{significant(s.sustained_flops / 1e9, 3)} GFLOP/s, {significant(s.burst_flops / 1e9, 3)} at first",
+        )
+        for s in device.sustained
+    ]
+    missed = ", ".join(f"{count} {kind}" for kind, count in device.missed.items())
+    points = len(device.gemm) + len(device.attention) + len(device.memory) + len(device.copies)
+    rows.append(
+        (
+            f"{label}: rows",
+            f"{points}, {device.rejected:.1%} of timings rejected" + (f"; no time for {missed}" if missed else ""),
+        )
+    )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,18 +88,35 @@ def compare_command(
 
 def calibrate_command(
     pairs: Annotated[
-        list[Path], typer.Argument(metavar="PLAN RUN [PLAN RUN]...", help="Plans, each followed by a run of it.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="[PLAN RUN]...", help="Plans, each followed by a run of it."),
+    ] = None,
+    cases: Annotated[
+        Path | None, typer.Option("--cases", help="A CSV of measured steps to fit to, in place of plans and runs.")
+    ] = None,
+    defaults: Annotated[
+        Path | None, typer.Option("--defaults", help="YAML, `column: value`: what the CSV leaves out.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where it goes; default: where clustersim finds it again.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
 ) -> None:
-    """Fit the constants of a framework on this kind of machine to runs; later plans use them."""
+    """Fit the constants of a framework on one kind of machine to runs, or to measured steps; later plans use them."""
     from clustersim import files
-    from clustersim.calibrate import calibrate
+    from clustersim.app.calibrating import calibrate_on_rows
+    from clustersim.calibrate.runs import calibrate
     from clustersim.report.run_screen import calibration_screen
 
+    if cases is not None:
+        if pairs:
+            raise UsageError("give plans with their runs or --cases, not both")
+        calibrate_on_rows(cases, defaults, output, as_json)
+        return
+    if defaults is not None:
+        raise UsageError("--defaults fills the rows of --cases; give both")
+    if not pairs:
+        raise UsageError("give plans and runs in turn, PLAN RUN PLAN RUN, or --cases FILE.csv")
     if len(pairs) % 2:
         raise UsageError(f"{len(pairs)} files; give plans and runs in turn: PLAN RUN PLAN RUN")
     triples = []
@@ -137,7 +155,10 @@ def compared(plan: Plan, run: Run) -> tuple[Comparison, Timeline]:
             "give the plan that was run"
         )
     _, predicted = planning.simulated(plan, planning.question_of(plan))
-    return compare(predicted, run.timeline, step_s=run.step_s), predicted
+    found = compare(predicted, run.timeline, step_s=run.step_s)
+    factor = found.step.predicted_s / plan.prediction.step_s
+    low, high = plan.prediction.low_s * factor, plan.prediction.high_s * factor
+    return replace(found, interval_s=(low, high)), predicted
 
 
 def _fraction(text: str) -> float:

@@ -1,9 +1,9 @@
-"""`clustersim validate`: predictions against published and own runs."""
+"""`clustersim validate`: predictions against published and own measurements."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,9 @@ from clustersim.app import screen
 from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from clustersim.validate.board import Scores
     from clustersim.validate.family import Family, Rows
+    from clustersim.validate.point_board import PointScores
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,50 +23,183 @@ def add_to(app: typer.Typer) -> None:
 
 def validate_command(
     families: Annotated[
-        list[str] | None, typer.Argument(metavar="[FAMILY]...", help="Families of published runs. Default: all.")
+        list[str] | None, typer.Argument(metavar="[FAMILY]...", help="Families of published rows. Default: all.")
     ] = None,
-    cases: Annotated[Path | None, typer.Option("--cases", help="A CSV of measured runs to score instead.")] = None,
+    cases: Annotated[Path | None, typer.Option("--cases", help="A CSV of measurements to score instead.")] = None,
     defaults: Annotated[
         Path | None, typer.Option("--defaults", help="YAML, `column: value`: what the CSV leaves out.")
     ] = None,
     worst: Annotated[int, typer.Option("--worst", min=0, help="How many of the worst rows to list.")] = 10,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw predicted against measured steps, as .svg or .png.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Write the figures of all families as JSON, for --markdown.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Print the tables of such a record, and predict nothing.")
+    ] = None,
+    calibrate: Annotated[
+        int | None, typer.Option("--calibrate", min=1, help="Calibrate on so many rows of each source; score the rest.")
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Score each source with constants fitted to all others.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every row included.")] = False,
 ) -> None:
-    """Score predictions against measured training runs: errors, rankings, memory, beside what peers report."""
-    from clustersim.report.validate_screen import rows_screen, scoreboard_document, scoreboard_screen
-    from clustersim.validate.board import validate
+    """Score predictions against measurements: training steps, collectives, synchronisations.
 
+    Errors, rankings, memory, beside what others report. docs/validation.md has the columns of files of your own.
+    """
+    if markdown is not None:
+        if families or cases or plot or record or as_json:
+            raise UsageError("--markdown prints what was recorded; leave the other options out")
+        screen.show_text(_markdown(markdown))
+        return
+    if calibrate is not None or leave_one_out:
+        if cases or plot or record:
+            raise UsageError("--calibrate and --leave-one-out score the shipped families; leave other files out")
+        from clustersim.app.calibrating import show_calibrated
+
+        show_calibrated(families or [], calibrate, leave_one_out, as_json)
+        return
     if cases is None and defaults is not None:
         raise UsageError("--defaults fills the rows of --cases; give both")
     if cases is not None and families:
         raise UsageError("give families or --cases, not both")
-    sets = _own(cases, defaults) if cases is not None else _shipped(families or [])
-    found = validate(sets, screen.progress())
-    if cases is not None and not found[0].scored:
-        first = found[0].unmapped[0] if found[0].unmapped else None
+    if record is not None and (families or cases):
+        raise UsageError("--record holds all families; leave FAMILY and --cases out")
+    steps, points = _own(cases, defaults) if cases is not None else _shipped(families or [])
+    if plot is not None:
+        _draw(plot, steps)
+    if record is not None:
+        _record(record, steps, points)
+    if as_json:
+        screen.show_json(_document(steps, points))
+    elif cases is not None:
+        _show_file(steps, points, worst)
+    else:
+        _show_board(steps, points, worst)
+
+
+# ------------------------------------------------------------------------------------------------ scoring
+
+
+def _own(cases: Path, defaults: Path | None) -> tuple[list[Scores], list[PointScores]]:
+    from clustersim.validate.board import validate
+    from clustersim.validate.family import Rows, read_defaults
+    from clustersim.validate.formats import KNOWN, read_cases
+    from clustersim.validate.point_board import score_points
+
+    found = read_cases(cases, read_defaults(defaults, KNOWN) if defaults is not None else {})
+    if isinstance(found, Rows):
+        steps, points = validate([(found, None)], screen.progress()), []
+        predicted, refused = len(steps[0].scored), steps[0].unmapped
+    else:
+        steps, points = [], [score_points(found, None)]
+        predicted, refused = len(found.points), found.unmapped
+    if not predicted:
+        first = min(refused, key=lambda row: row.line) if refused else None
         why = f"line {first.line}: {first.reason}" if first is not None else "it has no rows"
         raise InputError(f"{cases}: no row could be predicted; {why}")
-    if as_json:
-        screen.show_json(scoreboard_document(found))
-    elif cases is not None:
-        screen.show(rows_screen(found[0]))
-    else:
-        screen.show(scoreboard_screen(found, worst=worst))
+    return steps, points
 
 
-def _own(cases: Path, defaults: Path | None) -> list[tuple[Rows, Family | None]]:
-    from clustersim.validate.family import read_defaults, rows_in
-
-    return [(rows_in(cases, read_defaults(defaults) if defaults is not None else {}), None)]
-
-
-def _shipped(names: list[str]) -> list[tuple[Rows, Family | None]]:
+def _shipped(names: list[str]) -> tuple[list[Scores], list[PointScores]]:
     from clustersim.mistakes import near
+    from clustersim.validate.board import validate
     from clustersim.validate.family import rows_of, shipped_families
+    from clustersim.validate.formats import points_of, shipped_points
+    from clustersim.validate.point_board import score_points
 
-    known = {family.name: family for family in shipped_families()}
+    steps = {family.name: family for family in shipped_families()}
+    points = {family.name: family for family in shipped_points()}
     for name in names:
-        if name not in known:
+        if name not in steps and name not in points:
+            known = (*steps, *points)
             mend = near(name, known) or f"; known: {', '.join(known)}"
-            raise UsageError(f"{name!r} is no family of published runs{mend}")
-    return [(rows_of(known[name]), known[name]) for name in names or known]
+            raise UsageError(f"{name!r} is no family of published rows{mend}")
+    sets: list[tuple[Rows, Family | None]] = [
+        (rows_of(family), family) for family in steps.values() if not names or family.name in names
+    ]
+    tell = screen.progress()
+    scores = validate(sets, tell)
+    found = []
+    for family in points.values():
+        if not names or family.name in names:
+            tell(f"{family.name}: collectives and synchronisations")
+            found.append(score_points(points_of(family), family))
+    return scores, found
+
+
+# ------------------------------------------------------------------------------------------------ saying
+
+
+def _show_board(steps: list[Scores], points: list[PointScores], worst: int) -> None:
+    from rich.text import Text
+
+    from clustersim.report.points_screen import points_screen
+    from clustersim.report.validate_screen import scoreboard_screen
+
+    if steps:
+        screen.show(scoreboard_screen(steps, worst=worst))
+    if points:
+        head = "Synchronisation and collectives"
+        screen.show(*([Text()] if steps else []), Text(head, style="bold"), points_screen(points, worst=worst))
+
+
+def _show_file(steps: list[Scores], points: list[PointScores], worst: int) -> None:
+    from clustersim.report.points_screen import file_screen, point_lines
+    from clustersim.report.validate_screen import rows_screen
+
+    for scores in steps:
+        screen.show(rows_screen(scores))
+    for found in points:
+        screen.show_text(point_lines(found))
+        screen.show(file_screen(found, worst=worst))
+
+
+def _draw(path: Path, steps: list[Scores]) -> None:
+    from clustersim.report.drawing import write
+    from clustersim.report.validate_plot import picture
+
+    if not any(found.scored for found in steps):
+        raise UsageError(f"--plot {path}: it draws training steps, and none was predicted here")
+    write(picture(steps), path)
+
+
+def _document(steps: list[Scores], points: list[PointScores]) -> dict[str, Any]:
+    from clustersim.report.points_screen import points_document
+    from clustersim.report.validate_screen import scoreboard_document
+
+    return scoreboard_document(steps) | {"synchronisation": [points_document(found) for found in points]}
+
+
+def _record(path: Path, steps: list[Scores], points: list[PointScores]) -> None:
+    """The figures without their rows."""
+    import json
+
+    from clustersim import files
+    from clustersim.report.points_screen import points_summary
+
+    whole = _document(steps, [])
+    document = {
+        "schema_version": 1,
+        "families": [
+            {key: value for key, value in family.items() if key not in ("rows", "unmapped")}
+            for family in whole["families"]
+        ],
+        "synchronisation": [points_summary(found) for found in points],
+    }
+    files.write_text(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _markdown(path: Path) -> str:
+    import json
+
+    from clustersim.report.validate_markdown import markdown
+
+    try:
+        return markdown(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no record of scores ({error}); write one with --record") from None

@@ -16,13 +16,15 @@ from clustersim.hardware.cost import device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import BYTES_OF
+from clustersim.hardware.scaled import device_s
 from clustersim.layout.divisions import SCHEDULES, holder_peers, local_peers
 from clustersim.layout.layout import AllReduce, ParameterServer, Scheme, Sharded
 from clustersim.layout.memory import StateBytes
 from clustersim.layout.space import Space
-from clustersim.workload.layer_kernels import optimizer_kernels
+from clustersim.workload.layer_kernels import accumulation_kernels, optimizer_kernels
 from clustersim.workload.model import vocab_per_rank
 from clustersim.workload.parameters import stage_parameters
+from clustersim.workload.sharding_kernels import sharding_kernels
 from clustersim.workload.training import STATE_TENSORS, Workload
 
 Floats = NDArray[np.float64]
@@ -55,7 +57,7 @@ def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Fram
     """
     cluster = less_background(cluster)
     divisions = space.divisions
-    priced = passes(workload, divisions, cluster, framework)
+    priced = passes(workload, divisions, space.precision.gradient, cluster, framework)
     pipeline = pipeline_times(workload, space, priced, cluster, framework)
     row = space.division
     elements, experts, mean_elements = _stage_elements(workload, space)
@@ -77,6 +79,11 @@ def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Fram
         exposed[rows] = shown + tied[at]
         synchronise[rows] = total + tied[at]
         step[rows] = pipeline.total[at] + shown + tied[at] + stepping + framework.host.per_step_s
+        if isinstance(scheme, Sharded) and scheme.stage >= 2:
+            # Gradients are reduced after every micro-batch instead of summed.
+            step[rows] -= _accumulation_s(asked)
+        if (isinstance(scheme, Sharded) and scheme.stage == 3) != (framework.unsharding == "autocast"):
+            step[rows] += _unsharding_s(asked)
     feeding = feeding_s(workload, divisions, cluster, framework.network_scale)[row]
     if workload.data is not None:
         # A batch that is read ahead holds a step up only where it takes longer.
@@ -156,7 +163,7 @@ def _tied_s(workload: Workload, space: Space, cluster: Cluster, framework: Frame
         node_rate = machine.nic_rate_bytes_per_s * machine.node.nic.count
         rate = machine.interconnect_rate_bytes_per_s if near else node_rate / g
         rate *= effective_rate(link, moved / 2.0) / link.rate_bytes_per_s
-        result[index] = (link.launch_s + 2.0 * alpha_s(link) + moved / rate) * framework.network_scale
+        result[index] = (link.launch_s + 2.0 * alpha_s(link) + moved / rate) * framework.collective_scale("embedding")
     return result
 
 
@@ -170,12 +177,37 @@ def _optimizer_s(scheme: Scheme, asked: _Asked) -> Floats:
         stepped = asked.elements / replicas + asked.experts * space.divisions.ep[at] / replicas
     device = asked.cluster.workers[0].device
     assert device is not None
-    costs = device_costs(device.name)
+    costs, software = device_costs(device.name), asked.framework
+    how = (
+        space.precision.compute, workload.training.optimizer, None, software.fused_optimizer, software.clips_gradients,
+    )  # fmt: skip
     sizes, inverse = np.unique(np.ceil(stepped).astype(np.int64), return_inverse=True)
-    seconds = [
-        costs.seconds(optimizer_kernels(int(n), space.precision.compute, workload.training.optimizer)) for n in sizes
-    ]
+    seconds = [device_s(costs, optimizer_kernels(int(n), *how), asked.framework) for n in sizes]
     return np.array(seconds)[inverse]
+
+
+def _accumulation_s(asked: _Asked) -> Floats:
+    """What `passes` holds for summing the gradients of all micro-batches on the fullest stage."""
+    device, d = asked.cluster.workers[0].device, asked.space.divisions
+    assert device is not None
+    costs, types = device_costs(device.name), (asked.space.precision.compute, asked.space.precision.gradient)
+    sizes, inverse = np.unique(np.ceil(asked.elements + asked.experts).astype(np.int64), return_inverse=True)
+    each = [accumulation_kernels(int(n), *types, asked.framework.gradient_accumulation) for n in sizes]
+    seconds = np.array([device_s(costs, kernels, asked.framework) for kernels in each])[inverse]
+    count = d.micro_batches[asked.at]
+    return np.where(count > 1, count * seconds, 0.0)
+
+
+def _unsharding_s(asked: _Asked) -> Floats:
+    """Copies around the gathers and reductions of all micro-batches on the fullest stage."""
+    device, d = asked.cluster.workers[0].device, asked.space.divisions
+    assert device is not None
+    costs, types = device_costs(device.name), (asked.space.precision.compute, asked.space.precision.gradient)
+    sizes, inverse = np.unique(np.ceil(asked.elements + asked.experts).astype(np.int64), return_inverse=True)
+    each = [sharding_kernels(int(n), *types, asked.framework.unsharding) for n in sizes]
+    seconds = np.array([device_s(costs, ahead + behind, asked.framework) for ahead, behind in each])[inverse]
+    some = (d.replicas[asked.at] > 1) | (asked.framework.unsharding == "autocast")
+    return np.where(some, d.micro_batches[asked.at] * seconds, 0.0)
 
 
 def _synchronise(scheme: Scheme, asked: _Asked, pipeline: PipelineTimes) -> tuple[Floats, Floats]:
@@ -209,6 +241,7 @@ def _synchronise(scheme: Scheme, asked: _Asked, pipeline: PipelineTimes) -> tupl
             behind = np.maximum(gather - pipeline.opening[at], gather / buckets)
             seen = behind if framework.overlap.parameter_gather else gather
             if scheme.stage == 1:
+                reduce *= 2.0 if framework.sharded_reduce == "all_reduce" else 1.0
                 return reduce + gather, np.maximum(reduce - window, reduce / buckets) + seen
             beside = backward if overlaps else np.zeros(len(at))
             return count * reduce + gather, np.maximum(count * (reduce - beside), reduce / buckets) + seen
@@ -237,7 +270,7 @@ def _reduce_s(algorithm: str, asked: _Asked, local: Ints, width: int, buckets: F
         near = holder_peers(d, cluster.devices_per_node)[at][some]
         size = asked.experts[some] * width
         total[some] += _allreduce_s(algorithm, machine, cluster, holders[some], near, size, buckets[some])
-    return np.asarray(total * asked.framework.network_scale)
+    return np.asarray(total * asked.framework.collective_scale("dp"))
 
 
 def _port_rate(machine: Machine, message: Floats) -> Floats:

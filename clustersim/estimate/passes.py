@@ -12,7 +12,8 @@ from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF, Kernels, linear_layers
+from clustersim.hardware.kernel import BYTES_OF, Dtype, Kernels, activation_width, linear_layers
+from clustersim.hardware.scaled import device_s
 from clustersim.layout.divisions import RECOMPUTES, SCHEDULES, Divisions
 from clustersim.layout.schedule import splits_backward
 from clustersim.workload.activations import (
@@ -23,6 +24,7 @@ from clustersim.workload.activations import (
     tp_collectives,
 )
 from clustersim.workload.layer_kernels import (
+    accumulation_of,
     backward,
     embedding_backward,
     embedding_forward,
@@ -35,6 +37,7 @@ from clustersim.workload.layer_kernels import (
     recomputed,
     without,
 )
+from clustersim.workload.model import with_rows
 from clustersim.workload.ring import ring_shifts
 from clustersim.workload.training import Workload
 
@@ -60,9 +63,9 @@ class Passes:
     coverage: Floats
 
 
-def passes(workload: Workload, divisions: Divisions, cluster: Cluster, framework: Framework) -> Passes:
-    """Prices of every distinct (tp, micro-batch, sequence parallel, recompute, cp, ep, split or whole backward pass);
-    one kernel sum each."""
+def passes(workload: Workload, divisions: Divisions, gradient: Dtype, cluster: Cluster, framework: Framework) -> Passes:
+    """Prices of every distinct (tp, micro-batch, sequence parallel, recompute, cp, ep, split or whole backward pass,
+    one or several micro-batches); one kernel sum each. `gradient`: the type in which gradients are summed."""
     slowest = [device_costs(machine.device.name) for machine in cluster.workers if machine.device is not None]
     known: dict[tuple[int, ...], tuple[float, ...]] = {}
     rows = np.empty((11, len(divisions)))
@@ -72,11 +75,12 @@ def passes(workload: Workload, divisions: Divisions, cluster: Cluster, framework
     columns = (
         divisions.tp, divisions.micro_batch, divisions.sequence_parallel.astype(np.int64), divisions.recompute,
         divisions.cp, divisions.ep, np.where((divisions.cp > 1) | (divisions.ep > 1), apart, 0), splitting,
+        divisions.micro_batches > 1,
     )  # fmt: skip
     for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         if key not in known:
             prices = [
-                _price(workload, framework, machine, costs, cluster, *key)
+                _price(workload, gradient, framework, machine, costs, cluster, *key)
                 for machine, costs in zip(cluster.workers, slowest, strict=True)
             ]
             known[key] = max(prices)
@@ -90,6 +94,7 @@ def passes(workload: Workload, divisions: Divisions, cluster: Cluster, framework
 
 def _price(
     workload: Workload,
+    gradient: Dtype,
     framework: Framework,
     machine: Machine,
     costs: DeviceCosts,
@@ -102,6 +107,7 @@ def _price(
     ep: int,
     apart: int,
     splitting: bool,
+    several: bool,
 ) -> tuple[float, ...]:
     model, training = workload.model, workload.training
     load = training.expert_load(ep)
@@ -111,14 +117,16 @@ def _price(
     whole = (model, training.sequence, micro_batch, tp, bool(sp), attention, fused, dtype)
     # What one rank has of it.
     shape = (model, training.sequence // cp, micro_batch, tp, bool(sp))
-    again = recomputed(*whole, policy, ep, cp, load)
+    seen = training.head_sequence(shape[1], tp)
+    end = (with_rows(model, framework.vocab_multiple), seen, *shape[2:], fused, dtype)
+    again = recomputed(*whole, policy, ep, cp, load, framework.selective)
     parts: list[Kernels] = [
         forward(*whole, ep, cp, load),
         backward(*whole, ep, cp, load) + again,
         embedding_forward(*shape, dtype),
         embedding_backward(*shape, dtype),
-        head_forward(*shape, fused, dtype),
-        head_backward(*shape, fused, dtype),
+        head_forward(*end, False, framework.in_place_loss, framework.loss_metrics),
+        head_backward(*end, False, framework.in_place_loss),
     ]
     everything = parts[0] + parts[1]
     weights: list[Kernels] = [(), (), ()]
@@ -126,20 +134,24 @@ def _price(
         weights = [
             layer_weight_gradients(*whole, ep, cp, load),
             embedding_weight_gradients(*shape, dtype),
-            head_weight_gradients(*shape, fused, dtype),
+            head_weight_gradients(*end),
         ]
         for index, taken in zip((1, 3, 5), weights, strict=True):
             parts[index] = without(parts[index], taken)
     parts += weights
-    width = BYTES_OF[dtype]
-    layer = tp_collectives(*shape, policy, width, load)
+    if several:
+        types = (dtype, gradient, framework.gradient_accumulation)
+        for index, of in enumerate(((1, False, False), (0, True, False), (0, False, True))):
+            parts[6 + index if splitting else 1 + 2 * index] += accumulation_of(model, *of, tp, ep, *types)
+    width = activation_width(dtype)
+    layer = tp_collectives(*shape, policy, width, load, BYTES_OF[dtype])
     embedding, head = embedding_collectives(*shape, width), head_collectives(*shape, width)
     exchanges: tuple[tuple[Exchange, ...], ...] = (*layer, *embedding, *head, (), (), ())
     shared = _sharing(machine)
-    device = [costs.seconds(part) * framework.compute_scale * shared for part in parts]
+    device = [device_s(costs, part, framework) * shared for part in parts]
     network = [
         sum(item.times * ring_s(machine, cluster, tp, item.kind, item.bytes) for item in items)
-        * framework.network_scale
+        * framework.collective_scale("tp")
         for items in exchanges
     ]
     overlap = framework.overlap.tensor_parallel
@@ -150,14 +162,16 @@ def _price(
             for item in items if item.kind in ("all_gather", "reduce_scatter")
         )  # fmt: skip
         beside = costs.seconds(linear_layers(parts[index])) * framework.compute_scale * shared
-        network[index] -= min(overlap * pieces * framework.network_scale, beside)
+        # Kernels run slower while something is under way: what that adds is exposed in any case.
+        hidden = min(overlap * pieces * framework.collective_scale("tp"), beside)
+        network[index] -= hidden / framework.overlap.compute_slowdown
     for way, items in enumerate(ep_collectives(*shape, ep, policy, width, load)):
         each = (item.times * all_to_all_s(machine, cluster, ep, apart, item.bytes) for item in items)
         network[way] += sum(each) * framework.network_scale
-    for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp)):
+    for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp, attention)):
         for shift in shifts:
             sent = shift_s(machine, cluster, cp, apart, shift.bytes) * framework.network_scale
-            hidden = costs.seconds(shift.beside) * framework.compute_scale * shared
+            hidden = device_s(costs, shift.beside, framework) * shared
             slowed = sent * (1.0 - 1.0 / framework.overlap.compute_slowdown)
             network[way] += shift.times * max(slowed, sent - hidden)
     host = framework.host
@@ -169,6 +183,12 @@ def _price(
     driven[1] = max(driven[1], (backward_s + rerun) * shared)
     if splitting:
         driven[6] = max(driven[6], backward_s * shared)
+    collectives = [sum(item.times for item in items) for items in exchanges]
+    for way, items in enumerate(ep_collectives(*shape, ep, policy, width, load)):
+        collectives[way] += sum(item.times for item in items)
+    for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp)):
+        collectives[way] += sum(shift.times for shift in shifts)
+    driven = [d + n * host.per_collective_s * shared for d, n in zip(driven, collectives, strict=True)]
     # A CPU drives itself: its work and the framework's take turns on the same cores.
     itself = costs.device.kind == "cpu"
     seconds = [d + n + h if itself else max(d + n, h) for d, n, h in zip(device, network, driven, strict=True)]

@@ -12,7 +12,7 @@ from clustersim.cluster.cluster import Cluster, SlowRank
 from clustersim.estimate.passes import Passes
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework, Schedule
-from clustersim.hardware.kernel import BYTES_OF
+from clustersim.hardware.kernel import activation_width
 from clustersim.layout.divisions import SCHEDULES, Divisions
 from clustersim.layout.schedule import stage_of
 from clustersim.layout.space import Space
@@ -70,9 +70,13 @@ def pipeline_times(
     d, layers, micro = space.divisions, workload.model.layers, framework.host.per_micro_batch_s
     most, at_first, at_last = stage_layers(space)
     # By pass: forward, backward, gradients of weights where these are apart.
-    layer = np.stack([p.forward, p.backward, p.weights]) * slow
-    embedding = np.stack([p.embedding_forward, p.embedding_backward, p.embedding_weights])
-    head = np.stack([p.head_forward, p.head_backward, p.head_weights])
+    replicas, inverse = np.unique(d.replicas, return_inverse=True)
+    uneven = np.ones(len(d))
+    if cluster.noise is None:
+        uneven = np.array([framework.slowest_of(int(n)) for n in replicas], dtype=np.float64)[inverse]
+    layer: Floats = np.stack([p.forward, p.backward, p.weights]) * (slow * uneven)
+    embedding: Floats = np.stack([p.embedding_forward, p.embedding_backward, p.embedding_weights]) * uneven
+    head: Floats = np.stack([p.head_forward, p.head_backward, p.head_weights]) * uneven
     # One stage holds both ends where there is no other, and at the open end of a V.
     one_end = (d.pp == 1) | (d.schedule == SCHEDULES.index("zb-v"))
     first = at_first * layer + embedding + np.where(one_end, head, 0.0)
@@ -182,7 +186,7 @@ def _v_bubble_s(pp: int, count: Ints, forward: Floats, backward: Floats, weights
 def _send_s(workload: Workload, d: Divisions, cluster: Cluster, framework: Framework) -> Floats:
     """Seconds of one activation transfer between neighbouring stages."""
     machine = cluster.workers[0]
-    width = BYTES_OF[workload.training.precision]
+    width = activation_width(workload.training.precision)
     result = np.zeros(len(d))
     known: dict[tuple[int, ...], float] = {}
     keys = zip(
@@ -204,6 +208,6 @@ def _send_s(workload: Workload, d: Divisions, cluster: Cluster, framework: Frame
                 ports = min(machine.node.devices, machine.node.nic.count)
                 rate *= machine.nic_rate_bytes_per_s * machine.node.nic.count / ports / link.rate_bytes_per_s
                 rate *= ports / machine.node.devices
-            known[key] = (link.launch_s + alpha_s(link) + sent / rate) * framework.network_scale
+            known[key] = (link.launch_s + alpha_s(link) + sent / rate) * framework.send_scale
         result[index] = known[key]
     return result

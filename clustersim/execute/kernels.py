@@ -2,81 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clustersim.execute.gpt import TORCH_DTYPE, Gpt
 from clustersim.execute.optimizer import Optimizer
-from clustersim.execute.probe import AttentionSample, GemmSample, LayerSample, MemorySample, Timed
+from clustersim.execute.probe_samples import (
+    AttentionPoint,
+    AttentionSample,
+    Backend,
+    GemmPoint,
+    GemmSample,
+    LayerPoint,
+    LayerSample,
+    MemoryPoint,
+    MemorySample,
+    Timed,
+)
+from clustersim.execute.timing import Timer
 from clustersim.hardware.kernel import BYTES_OF, Dtype, MemoryOp
 from clustersim.workload.model import Model
 
 _ROW = 512
 
 
-class Timer(Protocol):
-    """Times a function within a budget in seconds."""
-
-    def __call__(self, function: Callable[[], object], budget_s: float) -> Timed: ...
-
-
-def gemm(
-    shapes: Iterator[tuple[int, int, int]],
-    dtype: Dtype,
-    device: torch.device,
-    timer: Timer,
-    budget_s: float,
-    threads: int,
-) -> list[GemmSample]:
-    """Time F.linear for every (m, n, k)."""
-    result = []
-    kind = TORCH_DTYPE[dtype]
-    for m, n, k in shapes:
-        a = torch.randn(m, k, device=device, dtype=torch.float32).to(kind)
-        b = torch.randn(n, k, device=device, dtype=torch.float32).to(kind)
-        with torch.no_grad():
-            time = timer(lambda a=a, b=b: F.linear(a, b), budget_s)  # type: ignore[misc]
-        result.append(GemmSample(dtype=dtype, m=m, n=n, k=k, threads=threads, time=time))
-    return result
+def gemm(point: GemmPoint, device: torch.device, timer: Timer, budget_s: float, threads: int) -> GemmSample:
+    """Time the products of `point`."""
+    run = _fp8(point, device) if point.dtype == "fp8" else _product(point, device)
+    with torch.no_grad():
+        time = timer(run, budget_s)
+    return GemmSample(
+        dtype=point.dtype, m=point.m, n=point.n, k=point.k, batch=point.batch, form=point.form, threads=threads,
+        time=time,
+    )  # fmt: skip
 
 
-def attention(
-    shapes: Iterator[tuple[int, int, int, int]], dtype: Dtype, device: torch.device, timer: Timer, budget_s: float
-) -> list[AttentionSample]:
-    """Time causal attention for every (instances, sequence, group, head_dim). The backward pass is timed alone, with
-    the graph kept, so that it can be repeated."""
-    result = []
-    for instances, sequence, group, head_dim in shapes:
-        heads = min(instances, 8)
-        batch = instances // heads
+def _product(point: GemmPoint, device: torch.device) -> Callable[[], object]:
+    m, n, k, kind = point.m, point.n, point.k, TORCH_DTYPE[point.dtype]
 
-        def leaf(count: int, batch: int = batch, sequence: int = sequence, head_dim: int = head_dim) -> Tensor:
-            x = torch.randn(batch, count, sequence, head_dim, device=device, dtype=torch.float32)
-            return x.to(TORCH_DTYPE[dtype]).requires_grad_()
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=torch.float32).to(kind)
 
-        q, k, v = leaf(heads), leaf(heads // group), leaf(heads // group)
+    if point.batch > 1:
+        a, b = drawn(point.batch, m, k), drawn(point.batch, n, k).transpose(1, 2)
+        return lambda: torch.bmm(a, b)
+    match point.form:
+        case "forward":
+            x, weight = drawn(m, k), drawn(n, k)
+            return lambda: F.linear(x, weight)
+        case "dgrad":
+            y, weight = drawn(m, k), drawn(k, n)
+            return lambda: torch.mm(y, weight)
+        case "wgrad":
+            y, x = drawn(k, m), drawn(k, n)
+            return lambda: torch.mm(y.t(), x)
 
-        def run(q: Tensor = q, k: Tensor = k, v: Tensor = v, grouped: bool = group > 1) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
 
+def _fp8(point: GemmPoint, device: torch.device) -> Callable[[], object]:
+    """A product of fp8 (e4m3) operands with one scale each, bf16 out, sums as training libraries take them in the
+    forward pass (`use_fast_accum`). The right-hand operand is column-major, as the library asks."""
+    one = torch.ones((), device=device, dtype=torch.float32)
+    a = torch.randn(point.m, point.k, device=device).to(torch.float8_e4m3fn)
+    b = torch.randn(point.n, point.k, device=device).to(torch.float8_e4m3fn).t()
+    return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+_BACKENDS: dict[Backend, SDPBackend] = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def _by(backend: Backend) -> AbstractContextManager[object]:
+    return nullcontext() if backend == "default" else sdpa_kernel(_BACKENDS[backend])
+
+
+def attention(point: AttentionPoint, device: torch.device, timer: Timer, budget_s: float) -> AttentionSample:
+    """Time causal attention. The backward pass is timed alone, with the graph kept, so that it can be repeated."""
+    heads = min(point.instances, max(8, point.group))
+    batch = point.instances // heads
+
+    def leaf(count: int) -> Tensor:
+        x = torch.randn(batch, count, point.sequence, point.head_dim, device=device, dtype=torch.float32)
+        return x.to(TORCH_DTYPE[point.dtype]).requires_grad_()
+
+    q, k, v = leaf(heads), leaf(heads // point.group), leaf(heads // point.group)
+
+    def run() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=point.group > 1)
+
+    with _by(point.backend):
         forward = timer(run, budget_s)
         y = run()
-        out = torch.randn_like(y)
-        backward = timer(
-            lambda y=y, q=q, k=k, v=v, out=out: torch.autograd.grad(y, (q, k, v), out, retain_graph=True),  # type: ignore[misc]
-            budget_s,
-        )
-        result.append(
-            AttentionSample(
-                dtype=dtype, instances=instances, sequence=sequence, group=group, head_dim=head_dim,
-                forward=forward, backward=backward,
-            )
-        )  # fmt: skip
-    return result
+    out = torch.randn_like(y)
+    backward = timer(lambda: torch.autograd.grad(y, (q, k, v), out, retain_graph=True), budget_s)
+    return AttentionSample(
+        dtype=point.dtype, instances=point.instances, sequence=point.sequence, group=point.group,
+        head_dim=point.head_dim, backend=point.backend, forward=forward, backward=backward,
+    )  # fmt: skip
 
 
 class _Pass(NamedTuple):
@@ -86,30 +116,30 @@ class _Pass(NamedTuple):
     run: Callable[[], object]
 
 
-def memory(
-    sizes: tuple[int, ...], dtype: Dtype, device: torch.device, timer: Timer, budget_s: float
-) -> list[MemorySample]:
-    """Time every memory-bound operation on tensors of `sizes` elements.
+def memory(point: MemoryPoint, device: torch.device, timer: Timer, budget_s: float) -> tuple[MemorySample, ...]:
+    """Time every memory-bound operation on tensors of so many elements.
 
     Where an operation has a backward pass, the sample is the mean of both times at the mean of both passes' bytes: a
     step runs one of each, and their sum is what must be right.
     """
-    result = []
-    for size in sizes:
-        for op, passes in _passes(size, dtype, device).items():
-            times = [timer(one.run, budget_s) for one in passes]
-            result.append(
-                MemorySample(
-                    op=op,
-                    bytes=sum(one.bytes for one in passes) // len(passes),
-                    time=Timed(
-                        seconds=sum(t.seconds for t in times) / len(times),
-                        spread=max(t.spread for t in times),
-                        samples=min(t.samples for t in times),
-                    ),
-                )
-            )
-    return result
+    return tuple(
+        MemorySample(
+            op=op,
+            bytes=sum(one.bytes for one in passes) // len(passes),
+            time=_mean(timer(one.run, budget_s) for one in passes),
+        )
+        for op, passes in _passes(point.elements, point.dtype, device).items()
+    )
+
+
+def _mean(found: Iterable[Timed]) -> Timed:
+    times = list(found)
+    return Timed(
+        seconds=sum(t.seconds for t in times) / len(times),
+        spread=max(t.spread for t in times),
+        samples=min(t.samples for t in times),
+        rejected=sum(t.rejected for t in times) / len(times),
+    )
 
 
 def _passes(n: int, dtype: Dtype, device: torch.device) -> dict[MemoryOp, tuple[_Pass, ...]]:
@@ -168,30 +198,21 @@ def small_model(hidden: int, layers: int, heads: int, sequence: int) -> Model:
     )  # fmt: skip
 
 
-def layer(
-    hidden: int,
-    layers: int,
-    tokens: int,
-    sequence: int,
-    dtype: Dtype,
-    device: torch.device,
-    timer: Timer,
-    budget_s: float,
-) -> LayerSample:
+def layer(point: LayerPoint, device: torch.device, timer: Timer, budget_s: float) -> LayerSample:
     """Time a GPT's forward pass, its backward pass, and the optimizer over all of its parameters."""
-    heads = max(1, hidden // 64)
-    model = small_model(hidden, layers, heads, sequence)
-    gpt = Gpt(model, seed=0, dtype=TORCH_DTYPE[dtype], device=device)
-    inputs = torch.randint(0, 256, (tokens // sequence, sequence), device=device)
+    heads = max(1, point.hidden // 64)
+    model = small_model(point.hidden, point.layers, heads, point.sequence)
+    gpt = Gpt(model, seed=0, dtype=TORCH_DTYPE[point.dtype], device=device)
+    inputs = torch.randint(0, 256, (point.tokens // point.sequence, point.sequence), device=device)
     parameters = list(gpt.parameters())
     forward = timer(lambda: gpt(inputs, inputs), budget_s)
     loss = gpt(inputs, inputs)
     backward = timer(lambda: torch.autograd.grad(loss, parameters, retain_graph=True), budget_s)
     gradients = list(torch.autograd.grad(loss, parameters, retain_graph=True))
-    wide = torch.float64 if dtype == "fp64" else torch.float32
+    wide = torch.float64 if point.dtype == "fp64" else torch.float32
     optimizer = Optimizer(parameters, "adam", wide)
     update = timer(lambda: optimizer.step(gradients), budget_s)
     return LayerSample(
-        layers=layers, hidden=hidden, heads=heads, tokens=tokens, sequence=sequence, dtype=dtype,
-        forward=forward, backward=backward, update=update,
+        layers=point.layers, hidden=point.hidden, heads=heads, tokens=point.tokens, sequence=point.sequence,
+        dtype=point.dtype, forward=forward, backward=backward, update=update,
     )  # fmt: skip

@@ -1,132 +1,190 @@
-"""What a probe measures on a GPU: products, attention, memory-bound operations, copies, launches."""
+"""What a probe measures on a GPU: products, attention, memory-bound operations, copies, launches, small models."""
 
 from __future__ import annotations
 
 import platform
-import subprocess
+import statistics
 import time
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from clustersim import files
 from clustersim.execute import kernels
-from clustersim.execute.probe import CopySample, DeviceProbe, GemmSample
-from clustersim.execute.timing import CudaTimer
+from clustersim.execute.gpt import TORCH_DTYPE
+from clustersim.execute.probe_clocks import gpu_clocks, nvidia_smi
+from clustersim.execute.probe_grid import cuda_points
+from clustersim.execute.probe_samples import (
+    AttentionPoint,
+    CopyPoint,
+    CopySample,
+    DeviceProbe,
+    GemmPoint,
+    LayerPoint,
+    MemoryPoint,
+    Point,
+    Sample,
+    SustainedPoint,
+    SustainedSample,
+    Timed,
+)
+from clustersim.execute.probe_session import RefusedPoint, measure_points
+from clustersim.execute.timing import CudaStream, QueueTimer, summary
 from clustersim.hardware.kernel import Dtype
 
+# Seconds of samples of a kernel, and of a small model, which shall be as warm as in a long run.
+_BUDGET_S, _MODEL_S = 0.01, 0.5
+# Seconds of the sustained run in a short and in a long probe, and what is short.
+_SUSTAINED_S, _SHORT_S = (3.0, 8.0), 150.0
 
-def measure_cuda(*, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], quick: bool, out: str) -> None:
-    """Device 0: written to `out` as a DeviceProbe, or null where this host has none."""
+
+class CudaDevice:
+    """A GPU, its timer, and the smallest kernel."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._small = torch.zeros(8, device=device)
+        self.timer = QueueTimer(CudaStream(device), self.nothing)
+
+    def nothing(self) -> None:
+        """Launch the smallest kernel."""
+        self._small.add_(1.0)
+
+    def measure(self, point: Point) -> tuple[Sample, ...]:
+        """Time what `point` asks; RefusedPoint where this GPU or this PyTorch has no kernel, or no memory, for it."""
+        try:
+            with _tensor_cores_in_fp32(isinstance(point, GemmPoint) and point.dtype == "tf32"):
+                return self._measure(point)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise RefusedPoint("out of device memory") from None
+        except RuntimeError as error:
+            torch.cuda.synchronize()  # Raises where the context is lost, which ends the probe.
+            raise RefusedPoint(" ".join(str(error).split())[:200]) from None
+
+    def _measure(self, point: Point) -> tuple[Sample, ...]:
+        timed = self.timer.timed
+        match point:
+            case GemmPoint():
+                return (kernels.gemm(point, self.device, timed, _BUDGET_S, 0),)
+            case AttentionPoint():
+                return (kernels.attention(point, self.device, timed, _BUDGET_S),)
+            case MemoryPoint():
+                return kernels.memory(point, self.device, timed, _BUDGET_S)
+            case CopyPoint():
+                return (self._copy(point),)
+            case LayerPoint():
+                return (kernels.layer(point, self.device, self.timer.steady, _MODEL_S),)
+            case SustainedPoint():
+                return (self._sustained(point),)
+
+    def _copy(self, point: CopyPoint) -> CopySample:
+        here = torch.empty(point.bytes, dtype=torch.int8, device=self.device)
+        if point.direction == "device-to-device":
+            other = torch.empty_like(here)
+        else:
+            other = torch.empty(point.bytes, dtype=torch.int8, pin_memory=True)
+        source, target = (here, other) if point.direction == "device-to-host" else (other, here)
+        time = self.timer.timed(lambda: target.copy_(source, non_blocking=True), _BUDGET_S)
+        return CopySample(direction=point.direction, bytes=point.bytes, time=time)
+
+    def _sustained(self, point: SustainedPoint) -> SustainedSample:
+        """The product's rate as a row of the tables, after a pause, and its median rate in the second half of a run
+        without one."""
+        kind = TORCH_DTYPE[point.dtype]
+        a, b = (torch.randn(point.side, point.side, device=self.device).to(kind) for _ in range(2))
+
+        def run() -> object:
+            return torch.mm(a, b)
+
+        run()
+        torch.cuda.synchronize()
+        time.sleep(1.0)
+        burst = self.timer.timed(run, 0.02, 10)
+        each: list[Timed] = []
+        begin = time.perf_counter()
+        moments: list[float] = []
+        while time.perf_counter() - begin < point.seconds:
+            each.append(self.timer.steady(run, 0.05))
+            moments.append(time.perf_counter() - begin)
+        late = [one.seconds for one, at in zip(each, moments, strict=True) if at > point.seconds / 2]
+        found = summary(late)
+        flops = 2.0 * point.side**3
+        return SustainedSample(
+            dtype=point.dtype, side=point.side, seconds=point.seconds, burst_flops=flops / burst.seconds,
+            sustained_flops=flops / found.seconds,
+            spread=max(burst.spread, statistics.median(one.spread for one in each)),
+        )  # fmt: skip
+
+
+@contextmanager
+def _tensor_cores_in_fp32(wanted: bool) -> Iterator[None]:
+    """Products of fp32 operands in tf32, or in fp32 proper."""
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def measure_cuda(
+    *, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], until_s: float, record: str, out: str
+) -> None:
+    """Device 0 until time.monotonic() reaches `until_s`: written to `out` as a DeviceProbe, or null where this host
+    has none."""
     if not torch.cuda.is_available():
         files.save(None, out, DeviceProbe | None)
         return
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
-    timer = CudaTimer(device)
-    budget = 0.005 if quick else 0.02
     properties = torch.cuda.get_device_properties(device)
-    gemm: list[GemmSample] = []
-    kinds: list[Dtype] = ["bf16", "fp16", "fp32"] if torch.cuda.is_bf16_supported() else ["fp16", "fp32"]
-    for dtype in kinds:
-        tell(f"{dtype} products")
-        gemm += kernels.gemm(_gemm_grid(quick, dtype), dtype, device, timer.timed, budget, 0)
-    torch.set_float32_matmul_precision("high")
-    if properties.major >= 8:
-        gemm += kernels.gemm(_gemm_grid(quick, "tf32"), "tf32", device, timer.timed, budget, 0)
-    if (properties.major, properties.minor) >= (8, 9):
-        gemm += _fp8(quick, device, timer, budget)
-    torch.set_float32_matmul_precision("highest")
-    half = kinds[0]
-    tell(f"{half} attention, memory and models")
-    sequences, heads = ((512, 2048), (64,)) if quick else ((128, 512, 1024, 2048, 4096, 8192), (64, 128))
-    shapes = product((16, 64) if quick else (8, 16, 32, 64, 128), sequences, (1,) if quick else (1, 4, 8), heads)
-    sizes = (2**16, 2**20, 2**24) if quick else tuple(2**p for p in range(14, 29, 2))
-    models = [(64, 2, 64, 64), (64, 6, 64, 64), (1024, 2, 4096, 1024)]
-    models += [] if quick else [(2048, 2, 4096, 2048), (4096, 1, 4096, 2048)]
+    uuid = getattr(properties, "uuid", None)
+    query = nvidia_smi("0" if uuid is None else f"GPU-{uuid}")
+    before = gpu_clocks(query)
+    gpu = CudaDevice(device)
+    seconds = _SUSTAINED_S[until_s - time.monotonic() > _SHORT_S]
+    points = cuda_points(_dtypes(device), properties.total_memory, seconds)
+    found = measure_points(
+        gpu, points.order, needed=points.needed, until_s=until_s, record=Path(record), now=time.monotonic, tell=tell
+    )
+    after = gpu_clocks(query)
     probe = DeviceProbe(
         kind="gpu",
         name=properties.name,
         memory_bytes=properties.total_memory,
         threads=0,
-        floor_s=timer.timed(lambda: torch.empty(8, device=device).zero_(), 0.02).seconds,
-        launch_s=_launch_s(device),
-        power_w=float(_smi("power.limit") or 0.0),
-        software=_software(device),
-        gemm=tuple(gemm),
-        attention=tuple(kernels.attention(iter(shapes), half, device, timer.timed, budget)),
-        memory=tuple(kernels.memory(sizes, half, device, timer.timed, budget)),
-        copies=tuple(_copies(quick, device, timer, budget)),
-        layers=tuple(kernels.layer(*shape, half, device, timer.timed, 4 * budget) for shape in models),
+        floor_s=gpu.timer.floor_s,
+        launch_s=gpu.timer.launch_s(gpu.nothing),
+        power_w=_number(after["power_limit_w"]),
+        software=_software(device, after["driver"]),
+        before=before,
+        after=after,
+        missed=found.missed_by_kind,
+        refused=found.refusals,
+        gemm=found.gemm,
+        attention=found.attention,
+        memory=found.memory,
+        copies=found.copies,
+        layers=found.layers,
+        sustained=found.sustained,
     )
     files.save(probe, out)
 
 
-def _gemm_grid(quick: bool, dtype: Dtype) -> product[tuple[int, int, int]]:
-    if quick:
-        return product((128, 1024, 4096), (1024, 4096), (1024, 4096))
-    rows = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-    sides = (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if dtype in ("bf16", "fp16") else (512, 2048, 8192)
-    return product(rows, sides, sides)
+def _dtypes(device: torch.device) -> list[Dtype]:
+    """What the device multiplies at more than emulation's speed, the 16-bit type of training first."""
+    capability = torch.cuda.get_device_capability(device)
+    found: list[Dtype] = ["bf16", "fp16", "fp32"] if capability >= (8, 0) else ["fp16", "fp32"]
+    if capability >= (8, 0):
+        found.append("tf32")
+    if capability >= (8, 9):
+        found.append("fp8")
+    return found
 
 
-def _fp8(quick: bool, device: torch.device, timer: CudaTimer, budget_s: float) -> list[GemmSample]:
-    """Products of fp8 (e4m3) operands with one scale each, bf16 out."""
-    result = []
-    one = torch.ones((), device=device)
-    for m, n, k in product((128, 1024, 4096), (1024, 4096), (1024, 4096) if quick else (1024, 4096, 16384)):
-        a = torch.randn(m, k, device=device).to(torch.float8_e4m3fn)
-        # The right-hand operand is column-major.
-        b = torch.randn(n, k, device=device).to(torch.float8_e4m3fn).t()
-
-        def run(a: torch.Tensor = a, b: torch.Tensor = b) -> object:
-            return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-
-        result.append(GemmSample(dtype="fp8", m=m, n=n, k=k, threads=0, time=timer.timed(run, budget_s)))
-    return result
-
-
-def _copies(quick: bool, device: torch.device, timer: CudaTimer, budget_s: float) -> list[CopySample]:
-    result = []
-    for size in (2**16, 2**24) if quick else (2**12, 2**16, 2**20, 2**24, 2**28):
-        host = torch.empty(size, dtype=torch.int8, pin_memory=True)
-        here = torch.empty(size, dtype=torch.int8, device=device)
-        there = torch.empty_like(here)
-        result += [
-            CopySample(
-                direction="host-to-device", bytes=size,
-                time=timer.timed(lambda a=here, b=host: a.copy_(b, non_blocking=True), budget_s),  # type: ignore[misc]
-            ),
-            CopySample(
-                direction="device-to-host", bytes=size,
-                time=timer.timed(lambda a=host, b=here: a.copy_(b, non_blocking=True), budget_s),  # type: ignore[misc]
-            ),
-            CopySample(
-                direction="device-to-device", bytes=size,
-                time=timer.timed(lambda a=there, b=here: a.copy_(b), budget_s),  # type: ignore[misc]
-            ),
-        ]  # fmt: skip
-    return result
-
-
-def _launch_s(device: torch.device) -> float:
-    """Host seconds per launch: many small kernels in a row, none waited for."""
-    x = torch.zeros(8, device=device)
-    for _ in range(100):
-        x.add_(1.0)
-    torch.cuda.synchronize()
-    count = 500  # Fewer than the driver queues before it makes the host wait.
-    begin = time.perf_counter()
-    for _ in range(count):
-        x.add_(1.0)
-    took = time.perf_counter() - begin
-    torch.cuda.synchronize()
-    return took / count
-
-
-def _software(device: torch.device) -> dict[str, str]:
+def _software(device: torch.device, driver: str) -> dict[str, str]:
     version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return {
         "torch": torch.__version__,
@@ -134,17 +192,12 @@ def _software(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(version),
         "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
-        "driver": _smi("driver_version"),
-        "sm_clock_mhz": _smi("clocks.sm"),
-        "memory_clock_mhz": _smi("clocks.mem"),
-        "largest_sm_clock_mhz": _smi("clocks.max.sm"),
+        "driver": driver,
     }
 
 
-def _smi(field: str) -> str:
-    """A field of nvidia-smi for device 0, or nothing where there is no such program."""
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+def _number(text: str) -> float:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+        return float(text)
+    except ValueError:
+        return 0.0

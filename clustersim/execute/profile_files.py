@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,19 +11,16 @@ import numpy as np
 
 from clustersim import files
 from clustersim.cluster.node import Host, Interconnect, Nics, Node
-from clustersim.errors import ExecutionError
-from clustersim.execute.probe import AttentionSample, DeviceProbe, LayerSample, Probe
-from clustersim.hardware.attention_table import AttentionRows
+from clustersim.errors import ExecutionError, InputError
+from clustersim.execute.probe_samples import DeviceProbe, LayerSample, Probe
+from clustersim.execute.profile_device import NARROW, fitted, measured, most_ranks, probed_device
 from clustersim.hardware.cost import DeviceCosts
 from clustersim.hardware.curve import fit_segments
-from clustersim.hardware.device import Device, DeviceTables, Roofline, TableRef
+from clustersim.hardware.device import Device, TableRef
 from clustersim.hardware.framework import Framework, HostCost
-from clustersim.hardware.gemm_table import GemmRows
-from clustersim.hardware.kernel import Attention, Dtype, Kernels
+from clustersim.hardware.kernel import Kernels
 from clustersim.hardware.link import Link
 from clustersim.hardware.load import load_framework
-from clustersim.hardware.memory_table import MemoryRows
-from clustersim.hardware.provenance import Provenance
 from clustersim.workload.layer_kernels import (
     backward,
     embedding_backward,
@@ -35,8 +33,8 @@ from clustersim.workload.model import Model
 
 # Pieces of the loopback's curve: small messages, messages in the caches, messages in memory.
 _PIECES = 3
-# A model this narrow costs the host only.
-_NARROW = 64
+# A GPU that takes so many times what the host does to drive it never waits for it.
+_BUSY = 1.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +50,43 @@ class Written:
     files: tuple[Path, ...]
 
 
-def write_profiles(probe: Probe, name: str, folder: Path | None = None) -> Written:
+def write_profiles(probe: Probe, name: str, folder: Path | None = None, *, fresh: bool = False) -> Written:
     """Write `probe` as the profiles `name` below `folder` (the user's own profiles).
 
     `devices/<name>` is one rank's share of the CPU; `nodes/<name>` this host with as many such devices as ranks were
     probed at once, sharing its cores; `links/<name>-loopback` its messages; `frameworks/clustersim-<name>` clustersim's
     executor with the host costs measured here; `devices/<name>-gpu` the first GPU, `nodes/<name>-gpu` the host with it.
+
+    Kernel tables of the same machine that are there already are extended, point by point; `fresh` replaces them.
+    Everything is put together in a folder of its own first: a profile is never half of one probe and half of another.
+    ExecutionError where the probe lacks what a profile needs.
     """
     root = folder if folder is not None else files.user_folder() / "hwprofiles"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be written: {error.strerror}") from None
+    with tempfile.TemporaryDirectory(prefix=".profile-", dir=root) as stage:
+        found = _staged(probe, name, Path(stage), None if fresh else root)
+        final = tuple(root / path.relative_to(stage) for path in found.files)
+        for source, target in zip(found.files, final, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+    return replace(found, files=final)
+
+
+def _staged(probe: Probe, name: str, root: Path, before: Path | None) -> Written:
+    """All files below `root`; `before` is where earlier ones are."""
     written: list[Path] = []
     cpu = probe.devices[0]
-    device = _write_device(probe, cpu, name, root, written)
+    device = _write_device(probe, cpu, name, root, before, written)
     gpus = [d for d in probe.devices if d.kind == "gpu"]
     gpu = f"{name}-gpu" if gpus else None
     costs = DeviceCosts(device, root / "devices" / name)
     base, sample = "clustersim", cpu
     if gpus and gpu is not None:
         sample = gpus[0]
-        costs = DeviceCosts(_write_device(probe, sample, gpu, root, written), root / "devices" / gpu)
+        costs = DeviceCosts(_write_device(probe, sample, gpu, root, before, written), root / "devices" / gpu)
     link = _link(probe, f"{name}-loopback")
     _save(link, root / "links" / f"{link.name}.yaml", written)
     node = _node(probe, device, link, name, root, written)
@@ -83,6 +100,16 @@ def write_profiles(probe: Probe, name: str, folder: Path | None = None) -> Writt
     return Written(device=name, node=name, link=link.name, framework=framework.name, gpu=gpu, files=tuple(written))
 
 
+def _write_device(
+    probe: Probe, found: DeviceProbe, name: str, root: Path, before: Path | None, written: list[Path]
+) -> Device:
+    device, tables = probed_device(probe, found, name, None if before is None else before / "devices" / name)
+    for file, text in tables.texts.items():
+        _save_text(text, root / "devices" / name / file, written)
+    _save(device, root / "devices" / name / "device.yaml", written)
+    return device
+
+
 def _save(value: object, path: Path, written: list[Path]) -> None:
     files.save(value, path)
     written.append(path)
@@ -91,133 +118,6 @@ def _save(value: object, path: Path, written: list[Path]) -> None:
 def _save_text(text: str, path: Path, written: list[Path]) -> None:
     files.write_text(path, text)
     written.append(path)
-
-
-def _measured(probe: Probe, what: str, rows: int = 0, software: str = "") -> Provenance:
-    torch = probe.devices[0].software["torch"]
-    return Provenance(
-        method="measured",
-        source=f"clustersim profile on {probe.cpu}, {probe.cores} cores",
-        software=software or f"torch {torch}",
-        licence="own measurement",
-        date=probe.date,
-        rows=rows,
-        notes=what + (" Quick: coarse tables." if probe.quick else ""),
-    )
-
-
-# ------------------------------------------------------------------------------------------------------- devices
-
-
-def _write_device(probe: Probe, found: DeviceProbe, name: str, root: Path, written: list[Path]) -> Device:
-    folder = root / "devices" / name
-    device = _device(probe, found, name)
-    tables = {
-        "gemm.csv": _gemm_rows(found).text(),
-        "attention.csv": _attention_rows(found).text(),
-        "memory.csv": _memory_rows(found).text(),
-    }
-    for file, text in tables.items():
-        _save_text(text, folder / file, written)
-    _save(device, folder / "device.yaml", written)
-    return device
-
-
-def _device(probe: Probe, found: DeviceProbe, name: str) -> Device:
-    """The device with its tables, and a roofline fitted to them for what they lack."""
-    software = ", ".join(f"{key} {value}" for key, value in found.software.items() if value)
-    gemm = [s for s in found.gemm if s.threads == found.threads]
-    peak: dict[Dtype, float] = {}
-    for s in gemm:
-        peak[s.dtype] = max(peak.get(s.dtype, 0.0), 2.0 * s.m * s.n * s.k / s.time.seconds)
-    large = sorted(gemm, key=lambda s: s.m * s.n * s.k)[-max(3, len(gemm) // 4) :]
-    efficiency = statistics.median(2.0 * s.m * s.n * s.k / s.time.seconds / peak[s.dtype] for s in large)
-    bandwidth = max(s.bytes / s.time.seconds for s in found.memory)
-    kept = [s.bytes / s.time.seconds for s in found.memory if s.bytes >= 2**20]
-    forward_rates = [_attention_flops(a, False) / a.forward.seconds / peak[a.dtype] for a in found.attention]
-    backward_rates = [_attention_flops(a, True) / a.backward.seconds / peak[a.dtype] for a in found.attention]
-    threads = f" {found.threads} thread(s)." if found.kind == "cpu" else ""
-    roofline = Roofline(
-        gemm_efficiency=efficiency,
-        attention_efficiency=min(1.0, statistics.median(forward_rates)),
-        attention_backward_efficiency=min(1.0, statistics.median(backward_rates)),
-        memory_efficiency=min(1.0, statistics.median(kept) / bandwidth),
-        kernel_floor_s=found.floor_s,
-        provenance=_fitted(probe, "Medians over the larger rows of the tables here."),
-    )
-    return Device(
-        name=name,
-        kind=found.kind,
-        memory_bytes=float(found.memory_bytes // max(1, _most(probe)) if found.kind == "cpu" else found.memory_bytes),
-        memory_bandwidth_bytes_per_s=bandwidth,
-        peak=peak,
-        power_w=found.power_w,
-        idle_power_w=0.0,
-        launch_overhead_s=found.launch_s,
-        roofline=roofline,
-        tables=DeviceTables(
-            gemm=(_table(probe, "gemm.csv", len(gemm), software),),
-            attention=(_table(probe, "attention.csv", len(found.attention), software),),
-            memory=(_table(probe, "memory.csv", len(found.memory), software),),
-        ),
-        provenance=_measured(
-            probe,
-            f"{found.name}.{threads} peak: the fastest product measured; memory_bandwidth: the fastest pass, caches "
-            "included. memory: an equal share of the host's for each rank. Power was not measured."
-            if found.kind == "cpu"
-            else f"{found.name}. peak: the fastest product measured, not the datasheet's; power: the driver's limit, "
-            "idle power not measured.",
-            software=software,
-        ),
-    )
-
-
-def _attention_flops(a: AttentionSample, backward: bool) -> int:
-    work = Attention(
-        batch=1, queries=a.sequence, keys=a.sequence, heads=a.instances, kv_heads=a.instances // a.group,
-        head_dim=a.head_dim, causal=True, backward=backward, dtype=a.dtype,
-    )  # fmt: skip
-    return work.flops
-
-
-def _table(probe: Probe, file: str, rows: int, software: str) -> TableRef:
-    return TableRef(file=file, provenance=_measured(probe, "Medians of repeats after a warm-up.", rows, software))
-
-
-def _fitted(probe: Probe, what: str) -> Provenance:
-    return replace(_measured(probe, what), method="fitted")
-
-
-def _gemm_rows(found: DeviceProbe) -> GemmRows:
-    kept = [s for s in found.gemm if s.threads == found.threads]
-    return GemmRows(
-        dtype=np.array([s.dtype for s in kept], np.str_),
-        m=np.array([s.m for s in kept], np.float64),
-        n=np.array([s.n for s in kept], np.float64),
-        k=np.array([s.k for s in kept], np.float64),
-        seconds=np.array([s.time.seconds for s in kept]),
-    )
-
-
-def _attention_rows(found: DeviceProbe) -> AttentionRows:
-    kept = found.attention
-    return AttentionRows(
-        dtype=np.array([s.dtype for s in kept], np.str_),
-        instances=np.array([s.instances for s in kept], np.float64),
-        sequence=np.array([s.sequence for s in kept], np.float64),
-        group=np.array([s.group for s in kept], np.float64),
-        head_dim=np.array([s.head_dim for s in kept], np.float64),
-        seconds=np.array([s.forward.seconds for s in kept]),
-    )
-
-
-def _memory_rows(found: DeviceProbe) -> MemoryRows:
-    kept = found.memory
-    return MemoryRows(
-        op=np.array([s.op for s in kept], np.str_),
-        traffic_bytes=np.array([s.bytes for s in kept], np.float64),
-        seconds=np.array([s.time.seconds for s in kept]),
-    )
 
 
 # ------------------------------------------------------------------------------------------------- link and node
@@ -237,17 +137,13 @@ def _link(probe: Probe, name: str) -> Link:
         kind="loopback",
         rate_bytes_per_s=rate,
         segments=fit_segments(sizes, seconds, rate, _PIECES),
-        provenance=_measured(
+        provenance=measured(
             probe,
             "Two processes send each other a message at once, gloo on loopback. Bytes count both ways; rate: the best "
             "seen.",
             len(points),
         ),
     )
-
-
-def _most(probe: Probe) -> int:
-    return max(s.ranks for s in probe.shared)
 
 
 def _node(probe: Probe, device: Device, link: Link, name: str, root: Path, written: list[Path]) -> Node:
@@ -260,7 +156,7 @@ def _node(probe: Probe, device: Device, link: Link, name: str, root: Path, writt
     return Node(
         name=name,
         device=device.name,
-        devices=_most(probe),
+        devices=most_ranks(probe),
         interconnect=Interconnect(kind="host", link=link.name),
         nic=Nics(count=1, link=link.name),
         host=Host(
@@ -274,10 +170,10 @@ def _node(probe: Probe, device: Device, link: Link, name: str, root: Path, writt
         collectives=(
             TableRef(
                 file="collectives.csv",
-                provenance=_measured(probe, "gloo on loopback, the slowest rank's median.", len(rows)),
+                provenance=measured(probe, "gloo on loopback, the slowest rank's median.", len(rows)),
             ),
         ),
-        provenance=_measured(
+        provenance=measured(
             probe, "Every rank is a device of its own; ranks share the cores, and rank_slowdown says what that costs."
         ),
     )
@@ -304,7 +200,9 @@ def _framework(probe: Probe, base: Framework, found: DeviceProbe, costs: DeviceC
 
     The narrow models cost the host only: the difference of two depths is a layer, what is left is the micro-batch.
     """
-    narrow = sorted((s for s in found.layers if s.hidden <= _NARROW), key=lambda s: s.layers)
+    # Attention runs as PyTorch picks it, here as when the tables were measured: no ratio between generations applies.
+    base = replace(base, attention="flash")
+    narrow = sorted((s for s in found.layers if s.hidden <= NARROW), key=lambda s: s.layers)
     few, many = narrow[0], narrow[-1]
     depth = many.layers - few.layers
 
@@ -323,22 +221,30 @@ def _framework(probe: Probe, base: Framework, found: DeviceProbe, costs: DeviceC
     )
     # A CPU's kernels come on top of the host's time, a GPU's hide it.
     beside = host if found.kind == "cpu" else None
-    ratios = [_kernel_ratio(s, base, costs, beside) for s in found.layers if s.hidden > _NARROW]
+    wide = [s for s in found.layers if s.hidden > NARROW]
+    if beside is None:
+        # Where the device waits for the host, a model says nothing of kernels.
+        busy = [s for s in wide if _passes_s(s) > _BUSY * _driven_s(s, host)]
+        wide = busy or [max(wide, key=lambda s: _passes_s(s) / _driven_s(s, host))]
+    ratios = [_kernel_ratio(s, base, costs, beside) for s in wide]
     return replace(
         base,
         name=name,
         host=host,
         compute_scale=statistics.median(ratios),
         memory_overhead_bytes=0.0 if found.kind == "cpu" else base.memory_overhead_bytes,
+        device_memory=(
+            replace(base.device_memory, communicator_bytes=0.0) if found.kind == "cpu" else base.device_memory
+        ),
         calibrated={
-            "host": _measured(probe, "Forward and backward passes of narrow models of two depths."),
-            "compute_scale": _fitted(
+            "host": measured(probe, "Forward and backward passes of narrow models of two depths."),
+            "compute_scale": fitted(
                 probe,
                 f"Measured passes of {len(ratios)} small models over the sum of their kernels' prices: "
                 + ", ".join(f"{ratio:.3g}" for ratio in sorted(ratios)),
             ),
         },
-        provenance=_measured(probe, f"The profile {base.name} with figures of this host."),
+        provenance=measured(probe, f"The profile {base.name} with figures of this host."),
     )
 
 
@@ -362,8 +268,16 @@ def _kernel_ratio(sample: LayerSample, framework: Framework, costs: DeviceCosts,
         *head_backward(model, s, b, 1, False, fused, dtype),
     )
     price = model.layers * costs.seconds(layer) + costs.seconds(ends)
-    seconds = sample.forward.seconds + sample.backward.seconds
+    seconds = _passes_s(sample)
     if host is not None:
-        driven = host.per_micro_batch_s + sample.layers * (host.per_layer_forward_s + host.per_layer_backward_s)
-        seconds = max(seconds - driven, 0.1 * seconds)
+        seconds = max(seconds - _driven_s(sample, host), 0.1 * seconds)
     return seconds / price
+
+
+def _passes_s(sample: LayerSample) -> float:
+    return sample.forward.seconds + sample.backward.seconds
+
+
+def _driven_s(sample: LayerSample, host: HostCost) -> float:
+    """What the host takes to drive both passes."""
+    return host.per_micro_batch_s + sample.layers * (host.per_layer_forward_s + host.per_layer_backward_s)

@@ -14,7 +14,10 @@ from clustersim.hardware.provenance import Provenance
 from clustersim.units import FILE, Fraction, Positive, Seconds
 
 # Constants of a framework by their keys in its file.
-ScaleName = Literal["compute_scale", "network_scale", "overlap.compute_slowdown"]
+ScaleName = Literal[
+    "compute_scale", "network_scale", "overlap.compute_slowdown", "scales.memory", "scales.softmax",
+    "scales.misaligned", "scales.attention", "scales.tensor_parallel", "scales.synchronisation", "scales.send",
+]  # fmt: skip
 TimeName = Literal[
     "host.per_layer_forward", "host.per_layer_backward", "host.per_micro_batch", "host.per_step", "host.per_collective"
 ]
@@ -68,17 +71,44 @@ class CalibratedRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedStep:
+    """A row of measured steps, and the errors of its step time, as of a `CalibratedRun`."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    row: str
+    layout: str
+    step_s: Seconds
+    error_before: float
+    error_after: float
+    error_left_out: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trade:
+    """Two constants whose estimates hang together: what one gains, the other loses (a correlation near -1), or both
+    gain. Only a combination of the two is determined."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    one: ConstantName
+    other: ConstantName
+    correlation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """`calibrations/<nodes>--<framework>.yaml`: constants of `framework` on clusters of `nodes` (kinds of worker nodes,
-    sorted). The mean errors are of |predicted / measured - 1| over the runs; the left-out one is what to expect of a
-    program that was not run."""
+    sorted), from `runs` of clustersim's own or from rows of measured `steps`. The mean errors are of
+    |predicted / measured - 1| over them; the left-out one is what to expect of a program that was not run. `trades`:
+    constants that these rows do not tell apart."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     schema_version: Literal[1] = 1
     nodes: tuple[str, ...]
     framework: str
     constants: tuple[ScaleConstant | TimeConstant, ...]
-    runs: tuple[CalibratedRun, ...]
+    runs: tuple[CalibratedRun, ...] = ()
+    steps: tuple[CalibratedStep, ...] = ()
+    trades: tuple[Trade, ...] = ()
     mean_error_before: float
     mean_error_after: float
     mean_error_left_out: float
@@ -113,6 +143,20 @@ def with_constant(framework: Framework, name: ConstantName, value: float) -> Fra
             return replace(framework, network_scale=value)
         case "overlap.compute_slowdown":
             return replace(framework, overlap=replace(framework.overlap, compute_slowdown=value))
+        case "scales.memory":
+            return replace(framework, scales=replace(framework.scales, memory=value))
+        case "scales.softmax":
+            return replace(framework, scales=replace(framework.scales, softmax=value))
+        case "scales.misaligned":
+            return replace(framework, scales=replace(framework.scales, misaligned=value))
+        case "scales.attention":
+            return replace(framework, scales=replace(framework.scales, attention=value))
+        case "scales.tensor_parallel":
+            return replace(framework, scales=replace(framework.scales, tensor_parallel=value))
+        case "scales.synchronisation":
+            return replace(framework, scales=replace(framework.scales, synchronisation=value))
+        case "scales.send":
+            return replace(framework, scales=replace(framework.scales, send=value))
         case "host.per_layer_forward":
             return replace(framework, host=replace(framework.host, per_layer_forward_s=value))
         case "host.per_layer_backward":
@@ -136,6 +180,20 @@ def constant_of(framework: Framework, name: ConstantName) -> float:
             return framework.network_scale
         case "overlap.compute_slowdown":
             return framework.overlap.compute_slowdown
+        case "scales.memory":
+            return framework.scales.memory
+        case "scales.softmax":
+            return framework.scales.softmax
+        case "scales.misaligned":
+            return framework.scales.misaligned
+        case "scales.attention":
+            return framework.scales.attention
+        case "scales.tensor_parallel":
+            return framework.scales.tensor_parallel
+        case "scales.synchronisation":
+            return framework.scales.synchronisation
+        case "scales.send":
+            return framework.scales.send
         case "host.per_layer_forward":
             return framework.host.per_layer_forward_s
         case "host.per_layer_backward":

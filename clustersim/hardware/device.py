@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from clustersim.hardware.kernel import Dtype, MemoryOp
+from clustersim.hardware.kernel import AttentionKernel, Dtype, MemoryOp
 from clustersim.hardware.provenance import Provenance
 from clustersim.units import FILE, Bytes, BytesPerS, Flops, Fraction, Seconds, UsdPerHour, Watts
 
@@ -31,11 +31,18 @@ class TableRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTables:
-    """The measured tables of a device; an empty one falls back to the roofline, and every prediction says so."""
+    """The measured tables of a device; an empty one falls back to the roofline, and every prediction says so.
+
+    `attention_kernel`: whose times the attention tables hold (and, without tables, the roofline's efficiencies): the
+    newest that the device runs; older ones follow by published ratios. `attention_prepared`: the times include a pass
+    over Q, K and V ahead of the kernel, as inference servers rotate Q and K and store K and V; it is taken off.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     gemm: tuple[TableRef, ...] = ()
     attention: tuple[TableRef, ...] = ()
+    attention_kernel: AttentionKernel = "flash-2"
+    attention_prepared: bool = False
     memory: tuple[TableRef, ...] = ()
 
 

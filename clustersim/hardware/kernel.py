@@ -12,6 +12,15 @@ Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
 # tf32 is stored as fp32.
 BYTES_OF: dict[Dtype, int] = {"fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
+
+def activation_width(dtype: Dtype) -> int:
+    """Bytes of an element of what goes from layer to layer: fp8 covers the operands of linear layers only."""
+    return BYTES_OF["bf16" if dtype == "fp8" else dtype]
+
+
+# Generations of fused attention: FlashAttention 1 (in Triton), 2 and 3, and NVIDIA's own of cuDNN and TensorRT-LLM.
+AttentionKernel = Literal["flash-1", "flash-2", "flash-3", "cudnn"]
+
 MemoryOp = Literal[
     "norm",
     "softmax",
@@ -54,7 +63,10 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """A fused (flash) attention kernel: softmax(QK^T)V without the score matrix in memory."""
+    """A fused (flash) attention kernel: softmax(QK^T)V without the score matrix in memory.
+
+    `generation`: which kernel runs; None: the one that the device's profile measured.
+    """
 
     __pydantic_config__: ClassVar[Any] = FILE
     kind: Literal["attention"] = "attention"
@@ -67,6 +79,7 @@ class Attention:
     causal: bool
     backward: bool
     dtype: Dtype
+    generation: AttentionKernel | None = None
 
     @property
     def flops(self) -> int:

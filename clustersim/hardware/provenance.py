@@ -10,10 +10,11 @@ from clustersim.units import FILE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Source, method and licence of a figure or a table; `datasheet` and `estimate` say that nobody measured it."""
+    """Source, method and licence of a figure or a table; `datasheet` and `estimate` say that nobody measured it;
+    `imported`: read from a file that another program wrote, `source`."""
 
     __pydantic_config__: ClassVar[Any] = FILE
-    method: Literal["measured", "fitted", "datasheet", "estimate"]
+    method: Literal["measured", "fitted", "datasheet", "estimate", "imported"]
     source: str
     software: str = "not stated"
     licence: str = "not stated"

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clustersim.errors import ProfileError
+from clustersim.hardware.attention_speed import times_slower
 from clustersim.hardware.device import Device
 from clustersim.hardware.kernel import BYTES_OF, Attention, Dtype, Gemm, Memory
 
@@ -101,6 +102,10 @@ def gemm_seconds(device: Device, kernel: Gemm) -> float:
 
 
 def attention_seconds(device: Device, kernel: Attention) -> float:
-    """The roofline of a fused attention kernel."""
+    """The roofline of a fused attention kernel, of another generation by its published speed."""
     scale = attention_scale(device, kernel.dtype, backward=kernel.backward)
-    return scale.seconds(kernel.flops, kernel.traffic_bytes)
+    seconds = scale.seconds(kernel.flops, kernel.traffic_bytes)
+    if kernel.generation is None:
+        return seconds
+    slower = times_slower(kernel.generation, device.tables.attention_kernel, kernel.head_dim, kernel.backward)
+    return scale.floor_s + (seconds - scale.floor_s) * slower

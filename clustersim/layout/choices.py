@@ -82,7 +82,7 @@ def contradiction(
         return found
     sequence, experts = workload.training.sequence, workload.model.experts
     cp, ep = spec.cp or 1, spec.ep or 1
-    if cp > 1 and framework.attention != "flash":
+    if cp > 1 and framework.attention == "unfused":
         return "cp", f"{cp}: ring attention needs a fused kernel, which {framework.name} does not use; write cp: 1"
     if cp > 1 and sequence % (2 * cp) != 0:
         return "cp", f"{cp}: sequence = {sequence} is no multiple of 2 cp = {2 * cp}, the pieces that balance the ranks"

@@ -141,7 +141,7 @@ def _replicas(
         if choices.dp not in (None, replicas // cp):
             continue
         if cp > 1:
-            if framework.attention != "flash" or sequence % (2 * cp) != 0:
+            if framework.attention == "unfused" or sequence % (2 * cp) != 0:
                 continue
             if choices.cp is None and sequence // cp < _LEAST_CONTEXT:
                 continue

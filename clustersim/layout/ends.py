@@ -31,19 +31,20 @@ def end_loads(
     assert device is not None
     return _loads_on(
         device_costs(device.name), workload.model, workload.training.sequence, tp, framework.attention,
-        framework.fused_elementwise, workload.training.precision, recompute,
+        framework.fused_elementwise, workload.training.precision, recompute, framework.in_place_loss,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
 def _loads_on(
     costs: DeviceCosts, model: Model, sequence: int, tp: int, attention: AttentionKind, fused: bool, dtype: Dtype,
-    recompute: Recompute,
+    recompute: Recompute, in_place: bool,
 ) -> tuple[float, float]:  # fmt: skip
     shape, how = (model, sequence, 1, tp, False), (attention, fused, dtype)
     layer = forward(*shape, *how) + backward(*shape, *how) + recomputed(*shape, *how, recompute)
     embedding = embedding_forward(*shape, dtype) + embedding_backward(*shape, dtype)
-    head = head_forward(*shape, fused, dtype) + head_backward(*shape, fused, dtype)
+    head = head_forward(*shape, fused, dtype, in_place=in_place)
+    head += head_backward(*shape, fused, dtype, in_place=in_place)
     one = costs.seconds(layer)
     # To a hundredth: what differs by less makes no other split.
     return round(costs.seconds(embedding) / one, 2), round(costs.seconds(head) / one, 2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.hardware.framework import Framework
+from clustersim.hardware.framework import DeviceMemory, Framework
 from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.buckets import cuts, expert_elements, layer_elements
 from clustersim.layout.divisions import RECOMPUTES, SCHEDULES
@@ -17,12 +17,14 @@ from clustersim.layout.moments import fullest_moments
 from clustersim.layout.schedule import chunks_of, splits_backward, stage_of
 from clustersim.layout.space import Space
 from clustersim.workload.activations import (
+    Loss,
     activation_bytes_per_layer,
     boundary_bytes,
     embedding_activation_bytes,
+    gradient_working_set_bytes,
     head_activation_bytes,
     head_weight_gradient_bytes,
-    logits_bytes,
+    loss_bytes,
     ring_buffer_bytes,
     weight_gradient_bytes,
     working_set_bytes,
@@ -56,21 +58,41 @@ class StateBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Footprint:
-    """Bytes on the fullest worker of each row: model state, activations, buffers and overhead; and of a server host.
+    """Bytes on the fullest worker of each row: model state, activations, buffers, what the optimizer's step needs once
+    activations are gone, and what is no tensor (`context`); and of a server host.
 
     `server` is in the memory of hosts: a dedicated server's, or what a worker node's host holds for its co-located one.
+    `fragmentation` is what the allocator adds to tensors. The levels that tools state: `allocated`, `reserved`, `used`.
     """
 
     state: Floats
     activations: Floats
     buffers: Floats
-    overhead: Floats
+    step: Floats
+    context: Floats
+    fragmentation: float
     server: Floats
 
     @property
+    def allocated(self) -> Floats:
+        """The tensors of the fullest worker at their peak: in the passes, or at the optimizer's step."""
+        return self.state + np.maximum(self.activations + self.buffers, self.step)
+
+    @property
     def worker(self) -> Floats:
-        """All bytes of the fullest worker."""
-        return self.state + self.activations + self.buffers + self.overhead
+        """What the fullest worker cannot do without, as the allocator packs it: a device with less runs out."""
+        return self.allocated * (1.0 + self.fragmentation) + self.context
+
+    @property
+    def reserved(self) -> Floats:
+        """What the allocator ends up holding where there is room: large tensors of the step find no place in the freed
+        segments of activations, so that both stay."""
+        return (self.state + self.activations + self.buffers + self.step) * (1.0 + self.fragmentation)
+
+    @property
+    def used(self) -> Floats:
+        """What the driver shows as used where there is room: what the allocator reserved, and the context."""
+        return self.reserved + self.context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +140,8 @@ def footprint(workload: Workload, space: Space, framework: Framework) -> Footpri
     and optimizer state, divided by the ranks that hold the same parameter (dp * cp, and 1/ep of these for experts) as
     far as the scheme shards them; sharded weights need the gathered bucket, the one before it and the one being
     prefetched. Activations: what each layer keeps, times the micro-batches in flight, and the working set of one
-    recomputed layer. Logits: fp32, and the gradient of one micro-batch's. The allocator adds `fragmentation` to all
-    tensors.
+    recomputed layer with the gradients of its activations, or the logits with what the loss needs. The allocator adds
+    `fragmentation` to all tensors, every group of ranks that communicates its buffers.
     """
     divisions = space.divisions
     state_bytes = StateBytes.of(space.precision, workload.training.optimizer)
@@ -130,18 +152,28 @@ def footprint(workload: Workload, space: Space, framework: Framework) -> Footpri
     results = []
     for number in range(count):
         stages = _stages(workload, space, framework, number, limits)
-        state, buffers = _state(space, state_bytes, stages)
-        results.append((state, stages.activations[row], buffers))
+        state, buffers, step = _state(space, state_bytes, stages, framework.device_memory)
+        results.append((state, stages.activations[row], buffers, step))
     stacked = [np.stack(parts) for parts in zip(*results, strict=True)]
-    worst = np.argmax(sum(stacked), axis=0)
-    state, activation, buffers = (np.take_along_axis(part, worst[None], axis=0)[0] for part in stacked)
+    worst = np.argmax(stacked[0] + np.maximum(stacked[1] + stacked[2], stacked[3]), axis=0)
+    state, activation, buffers, step = (np.take_along_axis(part, worst[None], axis=0)[0] for part in stacked)
     return Footprint(
         state=state,
         activations=activation,
         buffers=buffers,
-        overhead=framework.memory_overhead_bytes + framework.fragmentation * (state + activation + buffers),
+        step=step,
+        context=framework.memory_overhead_bytes + framework.device_memory.communicator_bytes * _groups(space),
+        fragmentation=framework.fragmentation,
         server=_server(workload, space, state_bytes),
     )
+
+
+def _groups(space: Space) -> Floats:
+    """The groups of ranks that a worker communicates in: tensor-parallel, replicas, context, experts and pipeline; and
+    all ranks together (norms, flags) where these are several."""
+    d, row = space.divisions, space.division
+    kinds = np.stack([degree[row] > 1 for degree in (d.tp, d.replicas, d.cp, d.ep, d.pp)]).sum(axis=0)
+    return np.asarray(kinds + (kinds > 1), dtype=np.float64)
 
 
 def _stages(workload: Workload, space: Space, framework: Framework, number: int, limits: list[float]) -> _Stages:
@@ -256,58 +288,66 @@ def _activations(
     """Bytes of activations on one rank of a stage at their peak."""
     model, training = workload.model, workload.training
     sequence = training.sequence // cp
-    # fp8 training keeps its activations in 16 bits.
+    # fp8 training keeps its activations in 16 bits, the inputs of linear layers apart.
     width = max(2, BYTES_OF[workload.training.precision])
     shape = (model, sequence, micro_batch, tp, bool(sp))
     policy = RECOMPUTES[recompute]
     layer = (model, training.sequence, micro_batch, tp, bool(sp), policy, framework.attention, width)
-    kept = activation_bytes_per_layer(*layer, cp, training.expert_load(ep))
+    load = training.expert_load(ep)
+    forms = (framework.device_memory.fp8_inputs and training.precision == "fp8", framework.selective)
+    kept = activation_bytes_per_layer(*layer, cp, load, *forms)
     layers = [len(range(max(0, span.start), min(model.layers, span.stop))) for span in spans]
-    total = float(working_set_bytes(*layer, cp, training.expert_load(ep)))
-    total += ring_buffer_bytes(model, training.sequence, micro_batch, tp, cp, width)
+    whole = (model, training.sequence, micro_batch, tp, bool(sp), framework.attention)
+    working = working_set_bytes(*layer, cp, load, *forms) + gradient_working_set_bytes(*whole, width, cp, load)
+    boundary = boundary_bytes(model, sequence, micro_batch, width)
+    loss: Loss = "fused" if framework.in_place_loss else "eager" if framework.device_memory.eager_loss else "in-place"
+    head = loss_bytes(model, sequence, micro_batch, tp, loss)
+    total = float(ring_buffer_bytes(model, training.sequence, micro_batch, tp, cp, width))
     if pp > 1:
-        total += 2 * boundary_bytes(model, sequence, micro_batch, width)
+        total += 2 * boundary
+    # What each micro-batch in flight takes besides what layers keep.
+    extra = boundary if pp > 1 and framework.device_memory.stage_outputs else 0
+
+    def moment(heads: int) -> float:
+        """The larger of a layer's backward pass and the loss, with `heads` micro-batches behind the last chunk."""
+        return max(working + head.kept * max(0, heads - 1), head.kept * heads + head.passing if heads else 0)
+
     if splits_backward(SCHEDULES[schedule]):
-        whole = (model, training.sequence, micro_batch, tp, bool(sp), framework.attention, framework.fused_elementwise)
-        needed = weight_gradient_bytes(*whole, width, ep, cp, training.expert_load(ep))
-        ahead, later = [kept * n for n in layers], [needed * n for n in layers]
-        logits = [0.0] * len(spans)
+        needed = weight_gradient_bytes(*whole, framework.fused_elementwise, width, ep, cp, load)
+        ahead, later = [kept * n + extra for n in layers], [needed * n for n in layers]
         for index, span in enumerate(spans):
             if span.start == -1:
                 ahead[index] += embedding_activation_bytes(*shape, width)
-                later[index] += boundary_bytes(model, sequence, micro_batch, width)
+                later[index] += boundary
             if span.stop == model.layers + 1:
-                logits[index] = logits_bytes(model, sequence, micro_batch, tp) / 2
-                ahead[index] += head_activation_bytes(*shape, width) + int(logits[index])
+                ahead[index] += head_activation_bytes(*shape, width)
                 later[index] += head_weight_gradient_bytes(*shape, framework.fused_elementwise, width)
         return total + max(
-            sum(
-                held.passes * a + held.weights * w + (g if held.passes else 0.0)
-                for held, a, w, g in zip(moment, ahead, later, logits, strict=True)
-            )
-            for moment in fullest_moments(SCHEDULES[schedule], pp, stage, count, virtual)
+            moment(sum(held.passes for held, span in zip(now, spans, strict=True) if span.stop == model.layers + 1))
+            + sum(held.passes * a + held.weights * w for held, a, w in zip(now, ahead, later, strict=True))
+            for now in fullest_moments(SCHEDULES[schedule], pp, stage, count, virtual)
         )
     flying = passes_in_flight(SCHEDULES[schedule], pp, stage, count, virtual)
     # Chunks of different sizes: as if all in flight were of the largest.
-    total += float(flying.chunks * kept * max(layers))
+    total += flying.chunks * (float(kept) * max(layers) + extra)
     if stage == 0:
         total += flying.first_chunk * embedding_activation_bytes(*shape, width)
     if stage == pp - 1:
         total += flying.last_chunk * head_activation_bytes(*shape, width)
-        # Half of it is the gradient, which one micro-batch at a time needs.
-        total += (flying.last_chunk + 1) / 2 * logits_bytes(model, sequence, micro_batch, tp)
-    return total
+    return total + moment(flying.last_chunk if stage == pp - 1 else 0)
 
 
-def _state(space: Space, per: StateBytes, stages: _Stages) -> tuple[Floats, Floats]:
-    """(model state, buffers) in bytes by row."""
+def _state(space: Space, per: StateBytes, stages: _Stages, software: DeviceMemory) -> tuple[Floats, Floats, Floats]:
+    """(model state, buffers, what the optimizer's step needs besides) in bytes by row."""
     d, row = space.divisions, space.division
     whole, experts = stages.parameters[row], stages.experts[row]
     # What a rank keeps of the parameters that it uses, if all ranks that hold the same ones share them out.
     shards = whole / d.replicas[row] + experts * d.ep[row] / d.replicas[row]
     kept = whole + experts
     weights, gradients, optimizer = (kept * x for x in (per.weights, per.gradients, per.optimizer))
-    buffers = np.zeros(len(space))
+    copied = software.step_gradients != "as they are" and per.gradients == 2
+    copy, flat = 4 * copied, 2 * copied * (software.step_gradients == "flat fp32")
+    buffers, step = np.zeros(len(space)), copy * kept
     for index, scheme in enumerate(space.schemes):
         rows = space.scheme == index
         at = space.division[rows]
@@ -316,20 +356,25 @@ def _state(space: Space, per: StateBytes, stages: _Stages) -> tuple[Floats, Floa
                 pass
             case Sharded():
                 one, three = stages.largest[scheme.bucket_bytes]
-                optimizer[rows] = shards[rows] * per.optimizer
+                optimizer[rows], step[rows] = shards[rows] * per.optimizer, shards[rows] * (copy + flat)
+                buffers[rows] += np.minimum(software.reduce_buffer_bytes, gradients[rows])
                 if scheme.stage >= 2:
                     gradients[rows] = shards[rows] * per.gradients
                     buffers[rows] += one[at] * per.gradients
                 if scheme.stage == 3:
                     weights[rows] = shards[rows] * per.weights
                     buffers[rows] += three[at] * per.weights
+                    if software.fp32_shards and per.weights == 2:
+                        # The optimizer's master copy is all there is; gradients, computed in 16 bits, end in its type.
+                        weights[rows], gradients[rows] = 0.0, shards[rows] * 4
+                        buffers[rows] += one[at] * per.weights
             case ParameterServer():
                 if scheme.optimizer_at == "server":
                     one, _ = stages.largest[scheme.bucket_bytes]
-                    optimizer[rows] = 0.0
+                    optimizer[rows] = step[rows] = 0.0
                     # Pulled weights arrive beside those in use.
                     buffers[rows] += one[at] * per.weights
-    return weights + gradients + optimizer, buffers
+    return weights + gradients + optimizer, buffers, step
 
 
 def _server(workload: Workload, space: Space, per: StateBytes) -> Floats:

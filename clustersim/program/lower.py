@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF
+from clustersim.hardware.kernel import activation_width
 from clustersim.layout.layout import Layout, ParameterServer, node_peers
 from clustersim.layout.schedule import Turn, splits_backward, turns
 from clustersim.program.buckets import buckets, chunk_span, server_shares
@@ -175,7 +175,7 @@ class _Passes:
         if leads_nowhere or layout.stage_of(target) == stage:
             return
         workload = draft.workload
-        dtype_bytes = BYTES_OF[layout.precision.compute]
+        dtype_bytes = activation_width(layout.precision.compute)
         whole = boundary_bytes(
             workload.model, workload.training.sequence // layout.mesh.cp, self.size(turn.micro_batch), dtype_bytes
         )

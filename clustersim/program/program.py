@@ -44,7 +44,8 @@ class Work:
     """What a compute op does: kernels, the collectives of its tensor-, context- and expert-parallel groups, and the
     layers and passes that the host drives.
 
-    `split_layers` are driven backward in two works, this one and another: each takes half the host's time.
+    `split_layers` are driven backward in two works, this one and another: each takes half the host's time. `tail`: the
+    last of `kernels`, behind all layers: the device gets to them only once the host has driven those.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -53,6 +54,7 @@ class Work:
     forward_layers: int
     backward_layers: int
     split_layers: int = 0
+    tail: Kernels = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

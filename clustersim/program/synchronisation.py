@@ -112,6 +112,9 @@ class Synchronisation:
                 return [self.draft.collective(stage, op, "all_reduce", bucket, gradient, after)]
             case Sharded():
                 micro_batch = i if scheme.stage >= 2 else -1
+                if scheme.stage == 1 and self.draft.framework.sharded_reduce == "all_reduce":
+                    op = OpId(0, -1, bucket.stage, "synchronise", part, "all-reduce")
+                    return [self.draft.collective(stage, op, "all_reduce", bucket, gradient, after)]
                 op = OpId(0, micro_batch, bucket.stage, "synchronise", part, "reduce-scatter")
                 return [self.draft.collective(stage, op, "reduce_scatter", bucket, gradient, after)]
             case ParameterServer():
@@ -190,7 +193,11 @@ class Synchronisation:
             if isinstance(scheme, Sharded):
                 dense, experts = -(-dense // mesh.replicas), -(-experts // mesh.expert_replicas)
             shard = dense + experts
-            kernels = optimizer_kernels(shard, layout.precision.compute, training.optimizer)
+            software = draft.framework
+            kernels = optimizer_kernels(
+                shard, layout.precision.compute, training.optimizer, None, software.fused_optimizer,
+                software.clips_gradients,
+            )  # fmt: skip
             work = Work(kernels=kernels, inner=(), forward_layers=0, backward_layers=0)
             op = OpId(0, -1, stage, "update", "all", "compute")
             updated = (draft.compute(stage, op, draft.index(work), tuple(synced)),)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.compare import Comparison, Figure, OpRow
-from clustersim.report.figures import percent, signed_percent
+from clustersim.report.figures import percent, signed_percent, with_interval
 from clustersim.timeline import OpId
 from clustersim.units import human_seconds
 
@@ -32,8 +32,8 @@ def compare_screen(name: str, found: Comparison, *, tolerance: float | None = No
             (_error(found.step), _style(found.step, tolerance)),
         ),
         Text(
-            f"{percent(found.joined_ops)} of the predicted ops were measured; they are {percent(found.joined_time)} of "
-            "the measured time"
+            f"{_inside(found)}{percent(found.joined_ops)} of the predicted ops were measured; they are "
+            f"{percent(found.joined_time)} of the measured time"
         ),
         Text(),
         _phases(found),
@@ -45,6 +45,15 @@ def compare_screen(name: str, found: Comparison, *, tolerance: float | None = No
             more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
             parts.append(Text(f"{words}: {'; '.join(op_text(op) for op in ops[:3])}{more}"))
     return Group(*parts)
+
+
+def _inside(found: Comparison) -> str:
+    """Whether the measured step lies in the predicted interval."""
+    if found.interval_s is None or found.step.samples == 0:
+        return ""
+    low, high = found.interval_s
+    words = "inside" if low <= found.step.measured_s <= high else "outside"
+    return f"{words} the 90 % interval {with_interval(found.step.predicted_s, low, high)}; "
 
 
 def _columns(first: str) -> Table:

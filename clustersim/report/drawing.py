@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 from clustersim.errors import UsageError
 
 _FONT = "Helvetica, Arial, sans-serif"
+_MATPLOTLIB = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """One line of text on its baseline."""
+    """One line of text on its baseline; `turned`: read from below to above."""
 
     x: float
     y: float
@@ -52,9 +53,26 @@ class Words:
     anchor: Literal["start", "middle", "end"] = "start"
     colour: str = "#1a202c"
     bold: bool = False
+    turned: bool = False
 
 
-Shape = Box | Line | Words
+MarkKind = Literal["circle", "square", "triangle", "diamond", "cross"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A point of a plot, `size` pixels wide around (x, y)."""
+
+    x: float
+    y: float
+    kind: MarkKind
+    colour: str
+    size: float = 7.0
+    opacity: float = 1.0
+    hint: str = ""
+
+
+Shape = Box | Line | Words | Mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +134,12 @@ class Drawing:
                     axes.text(
                         shape.x, shape.y, _literal(shape.text), size=shape.size * points, ha=sides[shape.anchor],
                         va="baseline", color=shape.colour, weight="bold" if shape.bold else "normal", zorder=order,
+                        rotation=90 if shape.turned else 0,
+                    )  # fmt: skip
+                case Mark():
+                    axes.plot(
+                        (shape.x,), (shape.y,), marker=_MATPLOTLIB[shape.kind], color=shape.colour, linestyle="",
+                        markersize=shape.size * points, alpha=shape.opacity, zorder=order,
                     )  # fmt: skip
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
@@ -150,10 +174,34 @@ def _svg(shape: Shape) -> Sequence[str]:
             ]
         case Words():
             bold = ' font-weight="bold"' if shape.bold else ""
+            turned = f' transform="rotate(-90 {shape.x:g} {shape.y:g})"' if shape.turned else ""
             return [
                 f'<text x="{shape.x:g}" y="{shape.y:g}" font-size="{shape.size}" text-anchor="{shape.anchor}" '
-                f"fill={quoteattr(shape.colour)}{bold}>{escape(shape.text)}</text>"
+                f"fill={quoteattr(shape.colour)}{bold}{turned}>{escape(shape.text)}</text>"
             ]
+        case Mark():
+            return [_mark(shape)]
+
+
+def _mark(shape: Mark) -> str:
+    half = shape.size / 2.0
+    x, y = shape.x, shape.y
+    opacity = f' opacity="{shape.opacity:g}"' if shape.opacity < 1.0 else ""
+    hint = f"<title>{escape(shape.hint)}</title>" if shape.hint else ""
+    if shape.kind == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{half:g}" fill={quoteattr(shape.colour)}{opacity}>{hint}</circle>'
+    corners: dict[str, tuple[tuple[float, float], ...]] = {
+        "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+        "triangle": ((0.0, -1.1), (1.1, 0.9), (-1.1, 0.9)),
+        "diamond": ((0.0, -1.2), (1.2, 0.0), (0.0, 1.2), (-1.2, 0.0)),
+    }
+    if shape.kind == "cross":
+        path = "".join(
+            f"M{x - half:.1f} {y - sign * half:.1f}L{x + half:.1f} {y + sign * half:.1f}" for sign in (1.0, -1.0)
+        )
+        return f'<path d="{path}" stroke={quoteattr(shape.colour)} stroke-width="1.8"{opacity}>{hint}</path>'
+    points = " ".join(f"{x + dx * half:.1f},{y + dy * half:.1f}" for dx, dy in corners[shape.kind])
+    return f'<polygon points="{points}" fill={quoteattr(shape.colour)}{opacity}>{hint}</polygon>'
 
 
 def write(drawing: Drawing, path: Path) -> None:

@@ -21,13 +21,13 @@ def fixed(value: float, places: int) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A time in seconds with half the width of its interval: `3.21 ± 0.12 s`, `45.1 ± 1.6 ms`."""
-    half = (high - low) / 2.0
+    """A time in seconds with its interval, no digit more than that supports: `16 (13-21) s`, `45.1 (43.6-46.9) ms`."""
     unit, scale = _unit_of(value)
-    if half <= 0.0:
+    if high <= low:
         return f"{significant(value / scale, 4)} {unit}"
-    places = decimals(half / scale)
-    return f"{fixed(value / scale, places)} ± {fixed(half / scale, places)} {unit}"
+    places = decimals((high - low) / 2.0 / scale)
+    middle, least, most = (fixed(each / scale, places) for each in (value, low, high))
+    return f"{middle} ({least}-{most}) {unit}"
 
 
 def _unit_of(seconds: float) -> tuple[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,15 +82,16 @@ def ranking(plan: Plan, top: int) -> Table:
     shown = list(plan.ranking[:top])
     least = _score(plan, plan.ranking[0])
     for number, candidate in enumerate(shown, start=1):
-        table.add_row(
-            str(number), *_row(plan, candidate, _score(plan, candidate) / least), style="bold" if number == 1 else ""
-        )
+        row = _row(plan, candidate, _score(plan, candidate) / least, tie=number <= plan.tied)
+        table.add_row(str(number), *row, style="bold" if number == 1 else "")
     others = [best for best in plan.best_of_family if best.layout not in [candidate.layout for candidate in shown]]
     if others:
         table.add_section()
     for best in others:
         place = next((n for n, other in enumerate(plan.ranking, start=1) if other.layout == best.layout), None)
-        table.add_row(str(place) if place is not None else "-", *_row(plan, best, _score(plan, best) / least))
+        tie = place is not None and place <= plan.tied
+        row = _row(plan, best, _score(plan, best) / least, tie=tie)
+        table.add_row(str(place) if place is not None else "-", *row)
     return table
 
 
@@ -99,7 +101,7 @@ def _score(plan: Plan, candidate: Candidate) -> float:
     return found.usd_per_step or found.step_s if plan.scenario.objective == "usd" else found.step_s
 
 
-def _row(plan: Plan, candidate: Candidate, ratio: float) -> tuple[str, ...]:
+def _row(plan: Plan, candidate: Candidate, ratio: float, *, tie: bool) -> tuple[str, ...]:
     # The interval is of the time itself. What two layouts have in common cancels between them, so that their ratio is
     # known better, and stands beside it.
     found = candidate.prediction
@@ -109,7 +111,7 @@ def _row(plan: Plan, candidate: Candidate, ratio: float) -> tuple[str, ...]:
     return (
         describe(candidate.layout, plan.workload.model.layers) + sign,
         with_interval(found.step_s, found.low_s, found.high_s),
-        "" if ratio == 1.0 else signed_percent(ratio - 1.0),
+        "" if ratio == 1.0 else f"{'tie ' if tie else ''}{signed_percent(ratio - 1.0)}",
         counted(float(supported(found.tokens_per_s, relative).replace(",", ""))),
         percent(found.mfu),
         human_bytes(found.memory_bytes),
@@ -144,11 +146,34 @@ def why(plan: Plan) -> list[str]:
         f"Best: {describe(best.layout, plan.workload.model.layers)}. Its step is {shares}; limited by "
         f"{best.bottleneck}; {memory}; {percent(found.coverage)} of the kernel time is from measured tables."
     ]
+    lines += [sureness(found), *ties(plan)]
     lines += _input_binds(plan, best)
     for other in plan.against:
         crossover = f" {_sentence(other.crossover)}" if other.crossover else ""
         lines.append(f"{_sentence(other.reason)}{crossover}")
     return lines
+
+
+def sureness(found: Prediction) -> str:
+    """The interval of a step time, whose residuals it is from, and in what the prediction leaves what is covered."""
+    line = f"90 % interval {with_interval(found.step_s, found.low_s, found.high_s)}"
+    if found.kind:
+        line += f", from the errors of validated runs ({found.kind})"
+    if found.outside:
+        line += f". Outside of what is covered: {'; '.join(found.outside)}"
+    return f"{line}."
+
+
+def ties(plan: Plan) -> list[str]:
+    """Which layouts the model cannot tell from the winner: by what pairs of layouts were off, not by their intervals,
+    for most of an error is shared by all layouts of a cluster."""
+    if plan.ratio <= 0.0:
+        return []
+    apart = f"±{percent(math.expm1(plan.ratio))}"
+    if plan.tied == 1:
+        return [f"No tie: all others are further off than {apart}."] if len(plan.ranking) > 1 else []
+    others = "layouts 1 and 2 are" if plan.tied == 2 else f"layouts 1 to {plan.tied} are"
+    return [f"Tie: {others} within what the model can tell apart ({apart}); the first is predicted best."]
 
 
 def _input_binds(plan: Plan, best: Candidate) -> list[str]:
@@ -177,8 +202,11 @@ def _sentence(text: str) -> str:
 def levers(plan: Plan) -> str:
     """What ten per cent more of each resource buys, best first."""
     best = sorted(plan.levers, key=lambda lever: -lever.gain)
-    gains = ", ".join(f"{lever.resource} {percent(lever.gain)}" for lever in best[:4])
-    return f"Levers: 10 % more of it shortens the step by: {gains}."
+    told = ", ".join(f"{lever.resource} {percent(lever.gain)}" for lever in best[:4] if lever.told)
+    other = ", ".join(f"{lever.resource} {percent(lever.gain)}" for lever in best[:4] if not lever.told)
+    parts = [f"10 % more of it shortens the step by: {told}"] if told else []
+    parts += [f"10 % more buys less than runs of one layout differ by: {other}"] if other else []
+    return f"Levers: {'; '.join(parts)}."
 
 
 def what_ifs(plan: Plan) -> Table:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.compare import Run, quantile
-from clustersim.hardware.calibration import Calibration, ScaleConstant
+from clustersim.hardware.calibration import Calibration, ScaleConstant, Status
 from clustersim.layout.layout import describe
 from clustersim.plan import Plan
 from clustersim.report.figures import counted, percent, signed_percent, significant
@@ -39,6 +39,11 @@ def run_screen(plan: Plan, run: Run) -> Group:
     return Group(*lines)
 
 
+_STATUS: dict[Status, str] = {
+    "fitted": "identified", "kept": "not identified: kept", "bound": "not identified: at its bound",
+}  # fmt: skip
+
+
 def calibration_screen(found: Calibration) -> Group:
     """The constants that the runs determined, and what to expect of other runs."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
@@ -53,17 +58,26 @@ def calibration_screen(found: Calibration) -> Group:
         else:
             before, now = human_seconds(constant.before_s), human_seconds(constant.value_s)
             doubt = "-" if constant.uncertainty_s is None else human_seconds(constant.uncertainty_s)
-        table.add_row(constant.name, before, now, doubt, constant.status)
+        table.add_row(constant.name, before, now, doubt, _STATUS[constant.status])
     runs = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    runs.add_column("program")
+    runs.add_column("row" if found.steps else "program")
     for name in ("measured", "error before", "now", "left out"):
         runs.add_column(name, justify="right", no_wrap=True)
     for run in found.runs:
         errors = (signed_percent(e) for e in (run.error_before, run.error_after, run.error_left_out))
         runs.add_row(f"{run.model}, {run.layout}", human_seconds(run.step_s), *errors)
+    for step in found.steps:
+        errors = (signed_percent(e) for e in (step.error_before, step.error_after, step.error_left_out))
+        runs.add_row(f"{step.row}, {step.layout}", human_seconds(step.step_s), *errors)
+    of = f"{len(found.steps)} measured steps" if found.steps else f"{len(found.runs)} programs"
+    trades = [
+        Text(f"{pair.one} and {pair.other} trade against each other (correlation {pair.correlation:+.2f})")
+        for pair in found.trades
+    ]
     return Group(
-        Text.assemble((found.name, "bold"), f": {len(found.runs)} programs"),
+        Text.assemble((found.name, "bold"), f": {of}"),
         table,
+        *trades,
         Text(),
         runs,
         Text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -10,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.layout.layout import Layout, describe
+from clustersim.plan import Prediction
 from clustersim.report.figures import counted, percent
+from clustersim.report.plan_screen import sureness
 from clustersim.report.timeline_text import critical_path_table, overlapped_note, phase_table
 from clustersim.timeline import Timeline
 from clustersim.units import human_bytes, human_seconds
@@ -32,9 +35,19 @@ _LINK_WORDS = {
 _SAME = 0.001
 
 
-def simulate_screen(name: str, layout: Layout, training: Training, found: Simulated, timeline: Timeline) -> Group:
-    """The step time, busy time by phase, the use of every class of links and of every queue, and the critical path."""
+def simulate_screen(
+    name: str,
+    layout: Layout,
+    training: Training,
+    found: Simulated,
+    timeline: Timeline,
+    predicted: Prediction | None = None,
+) -> Group:
+    """The step time, busy time by phase, the use of every class of links and of every queue, and the critical path;
+    with the interval of the step time where a plan `predicted` one."""
     parts: list[RenderableType] = [_head(name, layout, training, found)]
+    if predicted is not None:
+        parts.append(Text(sureness(scaled_to(predicted, found.step_s))))
     if found.engine.factors is not None:
         parts.append(Text(spread_line(found.step_times_s)))
     elif found.steps > 1:
@@ -54,6 +67,12 @@ def simulate_screen(name: str, layout: Layout, training: Training, found: Simula
     title = f"Critical path of step {found.steps}" if found.steps > 1 else "Critical path"
     parts += [Text(), Text(title, style="bold"), critical_path_table(timeline, last_step=found.steps > 1)]
     return Group(*parts)
+
+
+def scaled_to(predicted: Prediction, step_s: float) -> Prediction:
+    """A prediction with its interval around another step time: under other profiles, noise, or several steps."""
+    factor = step_s / predicted.step_s
+    return replace(predicted, step_s=step_s, low_s=predicted.low_s * factor, high_s=predicted.high_s * factor)
 
 
 def _head(name: str, layout: Layout, training: Training, found: Simulated) -> Text:

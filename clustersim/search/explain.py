@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -68,11 +69,12 @@ def lever_questions(question: Question) -> dict[str, Question]:
     return found
 
 
-def levers(winner: Candidate, faster: dict[str, Candidate]) -> tuple[Lever, ...]:
-    """What 10 % more of each resource buys: the relative gain in step time, simulated, largest first."""
-    before = winner.prediction.step_s
-    gains = [Lever(resource=name, gain=before / other.prediction.step_s - 1.0) for name, other in faster.items()]
-    return tuple(sorted(gains, key=lambda lever: -lever.gain))
+def levers(winner: Candidate, faster: dict[str, Candidate], repeats: float) -> tuple[Lever, ...]:
+    """What 10 % more of each resource buys: the relative gain in step time, simulated, largest first. What is less than
+    `repeats`, by which (in logarithms) runs of one configuration differ, nobody could measure."""
+    gains = {name: winner.prediction.step_s / other.prediction.step_s for name, other in faster.items()}
+    found = [Lever(resource=name, gain=gain - 1.0, told=math.log(gain) > repeats) for name, gain in gains.items()]
+    return tuple(sorted(found, key=lambda lever: -lever.gain))
 
 
 def against(
@@ -82,20 +84,24 @@ def against(
     estimated: Estimate,
     winner: Candidate,
     best: tuple[Candidate, ...],
+    ratio: float,
 ) -> tuple[Against, ...]:
-    """The winner against the best of each other family: seconds, bytes, and where the answer would change."""
+    """The winner against the best of each other family: seconds, bytes, and where the answer would change. Within
+    `ratio` (of a logarithm) the two are a tie."""
     few = _few(space, feasible, estimated)
     result = []
     for other in best:
         if other.family == winner.family:
             continue
         slower = other.prediction.step_s - winner.prediction.step_s
+        tie = abs(math.log(other.prediction.step_s / winner.prediction.step_s)) <= ratio
         result.append(
             Against(
                 family=other.family,
                 slower_s=slower,
-                reason=_reason(winner, other, slower),
+                reason=_reason(winner, other, slower, tie=tie),
                 crossover=_crossover(question, space, few, winner, other),
+                tie=tie,
             )
         )
     return tuple(result)
@@ -108,7 +114,7 @@ def _few(space: Space, feasible: Ints, estimated: Estimate) -> Ints:
     return np.concatenate([order[families[order] == index][:_ROWS] for index in range(len(FAMILIES))])
 
 
-def _reason(winner: Candidate, other: Candidate, slower: float) -> str:
+def _reason(winner: Candidate, other: Candidate, slower: float, *, tie: bool) -> str:
     mine, theirs = winner.prediction, other.prediction
     parts = {
         "compute": theirs.compute_s - mine.compute_s,
@@ -118,8 +124,8 @@ def _reason(winner: Candidate, other: Candidate, slower: float) -> str:
     }
     name, seconds = max(parts.items(), key=lambda item: item[1])
     text = (
-        f"{describe_scheme(winner.layout.scheme)} beats {describe_scheme(other.layout.scheme)} by "
-        f"{human_seconds(slower)} a step"
+        f"{describe_scheme(winner.layout.scheme)} {'and' if tie else 'beats'} {describe_scheme(other.layout.scheme)} "
+        + (f"are a tie, {human_seconds(slower)} a step apart" if tie else f"by {human_seconds(slower)} a step")
     )
     if seconds > 0.0:
         text += f": {human_seconds(seconds)} more {name}"

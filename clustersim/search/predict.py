@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.cluster.cluster import Cluster, Machine
+from clustersim.hardware.intervals import Interval, Outside
 from clustersim.layout.layout import Layout, ParameterServer, Scheme
 from clustersim.plan import Prediction
 from clustersim.scenario.question import Question
@@ -79,9 +80,10 @@ def predict(
     memory_bytes: float,
     server_bytes: float,
     coverage: float,
-    spread: float,
+    interval: Interval,
+    outside: tuple[Outside, ...],
 ) -> Prediction:
-    """The prediction for one layout from its simulation. `spread`: relative half-width of its 90 % interval."""
+    """The prediction for one layout from its simulation, with the 90 % interval of its kind."""
     step = simulated.step_s
     # The class that computes most is the one that a faster device would help.
     slowest = max(simulated.classes_s, key=lambda time: time.compute_s)
@@ -96,8 +98,10 @@ def predict(
     return Prediction(
         source="simulated",
         step_s=step,
-        low_s=step / (1.0 + spread),
-        high_s=step * (1.0 + spread),
+        low_s=step * interval.low,
+        high_s=step * interval.high,
+        kind=interval.kind,
+        outside=outside,
         compute_s=slowest.compute_s / simulated.steps,
         bubble_s=waiting / simulated.steps,
         exposed_communication_s=slowest.exposed_s / simulated.steps,
@@ -111,3 +115,11 @@ def predict(
         energy_j=watts * step,
         coverage=coverage,
     )
+
+
+def objective_of(question: Question, prediction: Prediction) -> float:
+    """What the scenario minimises."""
+    if question.scenario.objective == "usd":
+        assert prediction.usd_per_step is not None
+        return prediction.usd_per_step
+    return prediction.step_s

@@ -21,27 +21,26 @@ from clustersim import __version__
 from clustersim.errors import NoFeasibleLayout
 from clustersim.estimate.estimate import Estimate, estimate
 from clustersim.files import digest
+from clustersim.hardware.intervals import load_intervals
 from clustersim.layout.choices import Choices
 from clustersim.layout.layout import Layout, ParameterServer, degrees, family
 from clustersim.layout.memory import Footprint, footprint
 from clustersim.layout.space import FAMILIES, Space, layouts
-from clustersim.plan import Candidate, Counts, Machines, Plan, Prediction, WhatIfResult
+from clustersim.plan import Candidate, Counts, Machines, Plan
 from clustersim.program.lower import lower
 from clustersim.scenario.question import Question
 from clustersim.scenario.what_if import with_settings
 from clustersim.search.explain import against, lever_questions, levers
-from clustersim.search.predict import predict, rates, servers_used
+from clustersim.search.kind import interval_of, outside_of
+from clustersim.search.predict import objective_of, predict, rates, servers_used
+from clustersim.search.ties import tied, what_if_result
 from clustersim.simulate.simulate import critical_resource, simulate
-from clustersim.units import human_bytes, human_seconds
+from clustersim.units import human_bytes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Progress = Callable[[str], None]
 
-# Relative half-width of the 90 % interval of a step time, as shipped: the 90th percentile of |error| over 93 published
-# A100 runs, priced by measured kernel tables and by the roofline alone (docs/accuracy.md).
-MEASURED_SPREAD = 0.35
-DATASHEET_SPREAD = 0.38
 # A what-if needs the new winner, not a ranking: this many layouts are simulated for each, and today's winner.
 _WHAT_IF_SIMULATIONS = 1
 # Families are compared by simulation: the best by estimate need not be the best.
@@ -174,6 +173,7 @@ def _simulate_row(found: Survey, row: int) -> Candidate:
     # Sorted by utilisation; ports inside a node are no network, nor is what the input comes from.
     inside = ("device", "pcie", "switch", "readers", "drives")
     network = next((link for link in simulated.links if not link.kind.startswith(inside)), None)
+    memory, coverage = float(found.footprint.worker[row]), float(found.estimate.coverage[row])
     return Candidate(
         layout=layout,
         family=family(layout.scheme),
@@ -182,23 +182,16 @@ def _simulate_row(found: Survey, row: int) -> Candidate:
             question,
             layout,
             simulated,
-            memory_bytes=float(found.footprint.worker[row]),
+            memory_bytes=memory,
             server_bytes=float(found.footprint.server[row]),
-            coverage=float(found.estimate.coverage[row]),
-            spread=spread_of(question),
+            coverage=coverage,
+            interval=interval_of(question),
+            outside=outside_of(question, layout, program, memory_bytes=memory, coverage=coverage),
         ),
         bottleneck=f"{name} {use:.0%}",
         network_link=network.kind if network is not None else "none",
         network_bytes=network.bytes_per_link if network is not None else 0.0,
     )
-
-
-def spread_of(question: Question) -> float:
-    """Relative half-width of the 90 % interval of a step time on the cluster of `question`."""
-    measured = all(
-        machine.device is not None and bool(machine.device.tables.gemm) for machine in question.cluster.workers
-    )
-    return MEASURED_SPREAD if measured else DATASHEET_SPREAD
 
 
 # Inherited by forked workers, so that a survey of many megabytes is never pickled.
@@ -246,14 +239,6 @@ def _counted(candidates: Iterable[Candidate], total: int, progress: Progress) ->
 # ---------------------------------------------------------------------------------------------------- the plan
 
 
-def objective_of(question: Question, prediction: Prediction) -> float:
-    """What the scenario minimises."""
-    if question.scenario.objective == "usd":
-        assert prediction.usd_per_step is not None
-        return prediction.usd_per_step
-    return prediction.step_s
-
-
 @contextlib.contextmanager
 def _no_cycle_collection() -> Iterator[None]:
     """Surveys and simulations allocate much and drop it all at once: the cycle collector would only scan it in vain."""
@@ -282,7 +267,7 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
     ]
     done = _simulated([(found, row) for row in rows], workers or _cpus(), progress)
     ranking = sorted(done, key=lambda candidate: objective_of(question, candidate.prediction))
-    winner = ranking[0]
+    winner, interval = ranking[0], interval_of(question)
     tried = [_what_if_rows(other, winner) if other is not None else [] for _, other in variants]
     tasks = [
         (other, row) for (_, other), theirs in zip(variants, tried, strict=True) for row in theirs if other is not None
@@ -292,9 +277,12 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
     tasks += [(replace(found, question=trial), best_row) for trial in trials.values()]
     changed = iter(_simulated(tasks, workers or _cpus(), progress))
     results = [
-        _what_if(entry.name, entry.set, other, list(itertools.islice(changed, len(theirs))), winner)
+        what_if_result(
+            entry.name, entry.set, other.question if other is not None else None,
+            list(itertools.islice(changed, len(theirs))), winner, question,
+        )
         for (entry, other), theirs in zip(variants, tried, strict=True)
-    ]
+    ]  # fmt: skip
     faster = dict(zip(trials, changed, strict=True))
     progress("explaining")
     best = tuple(
@@ -315,8 +303,10 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
         ranking=tuple(ranking),
         best_of_family=best,
         pareto=_pareto(ranking),
-        against=against(question, found.space, found.feasible, found.estimate, winner, best),
-        levers=levers(winner, faster),
+        against=against(question, found.space, found.feasible, found.estimate, winner, best, interval.ratio),
+        levers=levers(winner, faster, interval.repeats),
+        ratio=interval.ratio,
+        tied=tied(question, ranking, interval.ratio),
         counts=Counts(
             legal=len(found.space),
             feasible=len(found.feasible),
@@ -326,7 +316,7 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
             wall_s=time.monotonic() - started,
         ),
         what_if=tuple(results),
-        digests=question.digests,
+        digests=question.digests | {"intervals": digest(load_intervals())},
     )
 
 
@@ -358,26 +348,6 @@ def _machines(question: Question, layout: Layout) -> Machines:
         device=device.name,
         device_kind=device.kind,
         servers={question.cluster.servers[0].node.name: used} if used else {},
-    )
-
-
-def _what_if(
-    name: str, settings: dict[str, object], other: Survey | None, candidates: list[Candidate], winner: Candidate
-) -> WhatIfResult:
-    if other is None:
-        return WhatIfResult(
-            name=name, set=settings, layout=None, step_s=None, usd_per_billion_tokens=None, change="nothing fits"
-        )
-    best = min(candidates, key=lambda candidate: objective_of(other.question, candidate.prediction))
-    before, after = winner.prediction.step_s, best.prediction.step_s
-    change = f"step {human_seconds(before)} -> {human_seconds(after)} ({after / before - 1.0:+.1%})"
-    dollars, now = winner.prediction.usd_per_billion_tokens, best.prediction.usd_per_billion_tokens
-    if dollars is not None and now is not None:
-        change += f", ${dollars:,.0f} -> ${now:,.0f} per billion tokens"
-    if best.layout != winner.layout:
-        change += ", another layout wins"
-    return WhatIfResult(
-        name=name, set=settings, layout=best.layout, step_s=after, usd_per_billion_tokens=now, change=change
     )
 
 

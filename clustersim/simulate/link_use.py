@@ -88,7 +88,7 @@ def _by_flows(compiled: Compiled, engine: Engine) -> tuple[list[float], list[flo
 def _inside(compiled: Compiled, engine: Engine, prices: Prices) -> tuple[Floats, Floats]:
     """Bytes that every link carried for collectives inside compute ops, and the same with losses."""
     links, near, far = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
-    workers, scale = prices.placement.folding.classes, prices.placement.framework.network_scale
+    workers = prices.placement.folding.classes
     works = Counter((task.owner, task.op.work) for task in compiled.tasks if isinstance(task.op, Compute))
     for (of, index), times in works.items():
         for item in prices.placement.program.works[index].inner if of < workers else ():
@@ -97,6 +97,7 @@ def _inside(compiled: Compiled, engine: Engine, prices: Prices) -> tuple[Floats,
             if of != classes[0] or groups.shape[1] == 1:
                 continue
             algorithm = INNER_ALGORITHM.get(item.kind, "ring")
+            scale = prices.placement.framework.collective_scale(item.group)
             found = prices.collectives.phases(item.group, of, item.kind, algorithm)
             measured = prices.collectives.measured_s(item.group, of, item.kind, item.bytes)
             moved = float(engine.steps * times * item.count * item.bytes)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+# Tensors at their peak, what the allocator reserved for them, what the driver shows as used.
+MemoryLevel = Literal["allocated", "reserved", "used"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +14,9 @@ class Case:
     """One measured training step. `scenario` is the plain data of a scenario file that fixes every choice the row
     states; `line` is the row's in the file it came from. `cluster` names nodes and framework as calibrations are keyed.
 
-    `memory_bytes` is what the source calls used memory of the fullest device, None where it says nothing.
+    `memory_bytes` is memory of the fullest device as the source states it, None where it says nothing, and
+    `memory_level` which memory that is. `kept_elsewhere`: what the run kept in host memory, or on other ranks, of what
+    its layout has on each device; then its memory is not compared.
     """
 
     id: str
@@ -20,6 +25,8 @@ class Case:
     measured_s: float
     memory_bytes: float | None
     quality: str
+    memory_level: MemoryLevel = "used"
+    kept_elsewhere: str = ""
 
     @property
     def cluster(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,9 +29,19 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """By how much repeated measurements of one configuration deviate, where the rows themselves do not show it."""
+
+    __pydantic_config__: ClassVar[Any] = FILE
+    spread: Fraction
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Rows of one source. `defaults` are cells that the source states once for all rows, or leaves to its reader;
-    `assumed` says which of them are the latter, and why. `learned`: what the shipped profiles took from these rows."""
+    `assumed` says which of them are the latter, and why. `learned`: what the shipped profiles took from these rows.
+    `causes`: facts about rows that explain their errors, by patterns of ids (* and ?)."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     name: str
@@ -43,6 +54,12 @@ class Family:
     learned: str = ""
     memory: str = ""
     peers: tuple[Peer, ...] = ()
+    repeats: Repeated | None = None
+    causes: dict[str, str] = field(default_factory=dict)
+
+    def cause(self, row: str) -> str:
+        """What is known of the error of a row; empty where nothing is."""
+        return next((why for pattern, why in self.causes.items() if fnmatchcase(row, pattern)), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +106,13 @@ def rows_in(path: Path, defaults: Mapping[str, str], *, name: str | None = None)
     )
 
 
-def read_defaults(path: Path) -> dict[str, str]:
-    """A YAML file of `column: value`, for what a CSV leaves out."""
+def read_defaults(path: Path, known: Collection[str] = COLUMNS) -> dict[str, str]:
+    """A YAML file of `column: value`, for what a CSV leaves out; InputError for a column that is not `known`."""
     tree, _ = files.read_tree(path)
     if not isinstance(tree, dict) or any(isinstance(value, (dict, list)) for value in tree.values()):
         raise InputError(f"{path}: write one line `column: value` for each column that the rows leave out")
     for name in tree:
-        if name not in COLUMNS:
-            mend = near(str(name), COLUMNS) or f"; known: {', '.join(sorted(COLUMNS))}"
+        if name not in known:
+            mend = near(str(name), known) or f"; known: {', '.join(sorted(known))}"
             raise InputError(f"{path}: {name!r} is no column of measured runs{mend}")
     return {str(key): str(value) for key, value in tree.items()}

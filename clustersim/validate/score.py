@@ -13,29 +13,41 @@ import numpy as np
 from clustersim.errors import ClustersimError
 from clustersim.estimate.estimate import estimate
 from clustersim.hardware.framework import Framework
+from clustersim.hardware.intervals import Kind, Outside
 from clustersim.layout.layout import Layout, describe
 from clustersim.layout.memory import footprint
 from clustersim.layout.space import layouts
 from clustersim.program.lower import lower
 from clustersim.scenario.load import question
 from clustersim.scenario.question import Question
-from clustersim.search.search import choices_of, spread_of
+from clustersim.search.kind import interval_of, kind_of, outside_of, schemes_of
+from clustersim.search.search import choices_of
 from clustersim.simulate.simulate import simulate
 from clustersim.validate.case import Case, Unmapped
+from clustersim.validate.memory import DeviceUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A case with its prediction. `spread`: half-width of the 90 % interval, relative; `coverage`: measured fraction of
-    kernel time; `predicted_bytes`: memory of the fullest worker, `fits`: whether the layout is called feasible."""
+    """A case with its prediction, and the 90 % interval of its kind; `outside`: in what it leaves the profiles and the
+    validated runs; `coverage`: measured fraction of kernel time; `predicted_bytes`: memory of the fullest worker,
+    of the level that the source states, `fits`: whether the layout is called feasible, `headroom`: how far below the
+    capacity its need stays, relative to it. `devices`: their profiles, `schemes`: how the work is divided."""
 
     case: Case
     layout: str
     predicted_s: float
-    spread: float
+    low_s: float
+    high_s: float
     coverage: float
     predicted_bytes: float
     fits: bool
+    headroom: float = 1.0
+    kind: Kind = ()
+    outside: tuple[Outside, ...] = ()
+    devices: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    ranks: int = 1
 
     @property
     def error(self) -> float:
@@ -45,34 +57,42 @@ class Scored:
     @property
     def covered(self) -> bool:
         """Whether the measured time lies in the 90 % interval."""
-        return self.predicted_s / (1 + self.spread) <= self.case.measured_s <= self.predicted_s * (1 + self.spread)
+        return self.low_s <= self.case.measured_s <= self.high_s
 
 
-def asked(case: Case, framework: Framework | None = None) -> tuple[Question, Layout, float, bool, float]:
-    """(question, layout, worker bytes, fits, coverage) of a case; ClustersimError where the product refuses it."""
+def asked(case: Case, framework: Framework | None = None) -> tuple[Question, Layout, DeviceUse, float]:
+    """(question, layout, memory, coverage) of a case; ClustersimError where the product refuses it. What the row leaves
+    open (stage boundaries) is as fast as fits."""
     found = question(case.scenario, case.id)
     space = layouts(found.workload, found.cluster, found.framework, choices_of(found))
     if not len(space):
         raise ClustersimError("the layout is not legal here")
     estimated = estimate(found.workload, space, found.cluster, found.framework)
-    row = int(np.argmin(estimated.step_s))
-    used = float(footprint(found.workload, space, found.framework).worker[row])
     capacity = min(m.device.memory_bytes for m in found.cluster.workers if m.device is not None)
-    return found, space.layout(row), used, used <= capacity, float(estimated.coverage[row])
+    held = footprint(found.workload, space, found.framework)
+    fits = held.worker <= capacity
+    row = int(np.argmin(np.where(fits | ~fits.any(), estimated.step_s, np.inf)))
+    memory = DeviceUse.of(held, row, capacity)
+    return found, space.layout(row), memory, float(estimated.coverage[row])
 
 
 def score(case: Case, framework: Callable[[Framework], Framework] | None = None) -> Scored | Unmapped:
     """Predict one case. `framework` may replace constants of the framework (a calibration, an ablation)."""
     try:
-        found, layout, used, fits, coverage = asked(case)
+        found, layout, memory, coverage = asked(case)
         software = found.framework if framework is None else framework(found.framework)
         program = lower(found.workload, layout, software, found.cluster.devices_per_node)
         step = simulate(program, found.cluster, software).step_s
     except ClustersimError as error:
         return Unmapped(id=case.id, line=case.line, reason=str(error).removeprefix(f"{case.id}: "))
+    interval = interval_of(found)
     return Scored(
-        case=case, layout=describe(layout), predicted_s=step, spread=spread_of(found), coverage=coverage,
-        predicted_bytes=used, fits=fits,
+        case=case, layout=describe(layout), predicted_s=step, low_s=step * interval.low, high_s=step * interval.high,
+        coverage=coverage, predicted_bytes=memory.at(case.memory_level), fits=memory.fits, headroom=memory.headroom,
+        kind=kind_of(found),
+        outside=outside_of(found, layout, program, memory_bytes=memory.needed, coverage=coverage),
+        devices=tuple(machine.device.name for machine in found.cluster.workers if machine.device is not None),
+        schemes=schemes_of(layout), ranks=found.cluster.devices,
     )  # fmt: skip
 
 

@@ -46,14 +46,28 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemorySummary:
-    """Errors of predicted against stated memory, and how many layouts that ran are called infeasible."""
+class MemoryErrors:
+    """Errors of predicted against stated memory, predicted / stated - 1, of n cases."""
 
     n: int
     mean: float
+    median: float
     bias: float
     worst: float
+    worst_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySummary:
+    """`errors` where the source states memory. Feasibility of the `judged` cases, which ran with all that their layout
+    has on the device: how many are called infeasible, and the smallest headroom, which is how far a device's need stays
+    below its capacity, relative to it."""
+
+    errors: MemoryErrors | None
+    judged: int
     called_infeasible: int
+    least_headroom: float
+    least_headroom_id: str
 
 
 def summary(scored: Sequence[Scored]) -> Summary:
@@ -69,14 +83,27 @@ def summary(scored: Sequence[Scored]) -> Summary:
 
 
 def memory_summary(scored: Sequence[Scored]) -> MemorySummary | None:
-    """Memory of the cases that state any, and feasibility of all."""
-    stated = [(each.predicted_bytes, each.case.memory_bytes) for each in scored if each.case.memory_bytes]
-    errors = np.array([predicted / measured - 1.0 for predicted, measured in stated if measured is not None])
-    if not len(errors):
+    """Memory of the cases that state any, and feasibility of all; None where none can be judged."""
+    judged = [each for each in scored if not each.case.kept_elsewhere]
+    if not judged:
         return None
+    tightest = min(judged, key=lambda each: each.headroom)
     return MemorySummary(
-        n=len(errors), mean=float(np.abs(errors).mean()), bias=float(errors.mean()),
-        worst=float(errors[np.argmax(np.abs(errors))]), called_infeasible=sum(not each.fits for each in scored),
+        errors=_memory_errors(judged), judged=len(judged), called_infeasible=sum(not each.fits for each in judged),
+        least_headroom=tightest.headroom, least_headroom_id=tightest.case.id,
+    )  # fmt: skip
+
+
+def _memory_errors(judged: Sequence[Scored]) -> MemoryErrors | None:
+    stated = [(each, each.case.memory_bytes) for each in judged if each.case.memory_bytes]
+    if not stated:
+        return None
+    errors = np.array([each.predicted_bytes / measured - 1.0 for each, measured in stated if measured])
+    sizes = np.abs(errors)
+    worst = int(np.argmax(sizes))
+    return MemoryErrors(
+        n=len(errors), mean=float(sizes.mean()), median=float(np.median(sizes)), bias=float(errors.mean()),
+        worst=float(errors[worst]), worst_id=stated[worst][0].case.id,
     )  # fmt: skip
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from clustersim.validate.case import Case, Unmapped
+from clustersim.hardware.load import load_framework
+from clustersim.validate.case import Case, MemoryLevel, Unmapped
 from clustersim.validate.rows import Missing, Row, first_match
 
 # Device profiles by how sources write them.
 DEVICES = {
-    r"HBM2e|96 ?GB": "",
+    r"HBM2e|96 ?GB": "h100-sxm-96g",
     r"A100.*80 ?GB": "a100-sxm-80g",
     r"A100.*40 ?GB": "a100-sxm-40g",
     r"H100": "h100-sxm",
@@ -30,6 +31,7 @@ NODES = {
     "a100-sxm-80g": "dgx-a100-80g",
     "a100-sxm-40g": "dgx-a100-40g",
     "h100-sxm": "hgx-h100",
+    "h100-sxm-96g": "hgx-h100",
     "h200-sxm": "hgx-h200",
     "b200": "hgx-b200",
     "v100-sxm2-32g": "dgx-1-v100",
@@ -37,8 +39,15 @@ NODES = {
     "l40s": "pcie-l40s-8",
 }
 FRAMEWORKS = {
-    r"llm-foundry|FSDP|torchtitan|Composer": "torch-fsdp",
-    r"NeMo|Megatron-Core|Megatron-Bridge|Megatron-LM core": "megatron-core",
+    # Frozen weights, and loops that are none of the profiles'.
+    r"LoRA|HF Trainer|Hugging": "",
+    r"llm-foundry|Composer": "llm-foundry",
+    r"torchtitan.*compile": "torchtitan-compile",
+    r"torchtitan": "torchtitan",
+    r"FSDP": "torch-fsdp",
+    r"DDP": "torch-ddp",
+    r"NeMo|Megatron-Bridge": "nemo",
+    r"Megatron-Core|Megatron-LM core": "megatron-core",
     r"DeepSpeed": "megatron-deepspeed",
     r"Megatron": "megatron-lm",
     r"clustersim": "clustersim",
@@ -50,7 +59,11 @@ PRECISIONS = {
     r"tf32": "tf32",
     r"fp32|float32|single": "fp32",
 }
-RECOMPUTE = {r"^full": "full", r"^selective": "selective", r"^none|^no\b|^0$": "none"}
+RECOMPUTE = {
+    r"^full|^yes|^true|^on\b|every layer": "full",
+    r"^selective|attention core": "selective",
+    r"^none|^no\b|^off\b|^false|^0$": "none",
+}
 SHARDING = {
     r"zero-?3|FULL_SHARD|^FSDP": "3",
     r"zero-?2|SHARD_GRAD_OP": "2",
@@ -59,6 +72,7 @@ SHARDING = {
 }
 # A network as text: so many cards of a rate in Gb/s, and what they are.
 _CARDS = re.compile(r"(\d+) ?[x×] ?(\d+(?:\.\d+)?) ?Gb/s", re.IGNORECASE)
+_HFIS = re.compile(r"(\d+(?:\.\d+)?) ?Gb/s.*?(\d+) (?:HFI|NIC|card|HCA|port)s? per node", re.IGNORECASE)
 _TOTAL = re.compile(r"(\d+(?:\.\d+)?) ?Gb/s ?/ ?node", re.IGNORECASE)
 _CARD_LINKS = {
     (100, r"omni|OPA"): "omnipath-100",
@@ -75,9 +89,11 @@ _REQUIRED = ("gpus", "gbs", "hidden", "layers")
 # Every column that is read; what a file has besides is left alone.
 COLUMNS = frozenset({
     "id", "quality", "gpu", "node", "gpus", "gpus_per_node", "inter_node", "fabric", "framework", "family",
-    "preset", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "dropout", "seq_len",
-    "gbs", "mbs", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "shard", "recompute", "precision", "gradient",
-    "iteration_ms", "sec_per_iter", "tokens_per_s", "tokens_per_s_per_gpu", "samples_per_s", "mem_gb",
+    "preset", "model", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "dropout",
+    "seq_len", "gbs", "mbs", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "shard", "recompute", "precision", "gradient",
+    "attn_impl", "intra_node", "notes", "lengths", "predicted", "iteration_ms", "sec_per_iter", "tokens_per_s",
+    "tokens_per_s_per_gpu", "samples_per_s", "tflops_per_gpu", "tflops_kind", "params_b", "mem_gb", "mem_unit",
+    "mem_level", "kept_elsewhere",
 })  # fmt: skip
 
 
@@ -93,7 +109,8 @@ def training_case(row: Row) -> Case | Unmapped:
         scenario = _scenario(row, name)
         return Case(
             id=name, line=row.line, scenario=scenario, measured_s=_measured_s(row), memory_bytes=_memory(row),
-            quality=row.text("quality") or "",
+            quality=row.text("quality") or "", memory_level=_memory_level(row),
+            kept_elsewhere=row.text("kept_elsewhere") or "",
         )  # fmt: skip
     except Missing as reason:
         return Unmapped(id=name, line=row.line, reason=str(reason))
@@ -112,15 +129,64 @@ def _measured_s(row: Row) -> float:
             rate = each * row.required_count("gpus")
         if rate is None and samples is not None:
             rate = samples * row.required_count("seq_len")
-        seconds = tokens / rate if rate else None
+        seconds = tokens / rate if rate else _from_flops(row)
     if seconds is None or seconds <= 0.0:
         raise Missing("no time: needs iteration_ms, sec_per_iter, tokens_per_s, tokens_per_s_per_gpu or samples_per_s")
     return seconds
 
 
+def _from_flops(row: Row) -> float | None:
+    """Seconds from a rate in FLOP/s per GPU, where the row says by which formula its FLOPs are counted."""
+    rate, kind = row.number("tflops_per_gpu"), row.text("tflops_kind") or ""
+    if not rate:
+        return None
+    samples, sequence = row.required_count("gbs"), row.required_count("seq_len")
+    layers, hidden = row.required_count("layers"), row.required_count("hidden")
+    counted = re.search(r"(72|96) ?\*? ?B ?\*? ?s ?\*? ?l ?\*? ?h", kind)
+    parameters = row.number("params_b")
+    if counted is not None:
+        # Narayanan et al., SC'21, equation 3: 96 with recompute, 72 without; the logits are never computed again.
+        factor, vocab = int(counted.group(1)), row.required_count("vocab")
+        logits = vocab / (factor / 6.0 * layers * hidden)
+        flops = factor * samples * sequence * layers * hidden**2 * (1.0 + sequence / (6.0 * hidden) + logits)
+    elif re.search(r"\b6 ?\*?N\b", kind) and parameters:
+        flops = samples * sequence * (6.0 * parameters * 1e9 + 12.0 * layers * hidden * sequence)
+    elif re.search(r"\b8 ?\* ?(seq|tokens)", kind) and parameters:
+        flops = 8.0 * samples * sequence * parameters * 1e9
+    else:
+        raise Missing(f"no time, and tflops_kind = {kind!r} states no formula: 96*B*s*l*h^2(..), 72*.., 6N, 8*seq*..")
+    return flops / (rate * 1e12 * row.required_count("gpus"))
+
+
+def _framework(row: Row) -> str:
+    """The framework's profile, where it does what the row says it did."""
+    if re.match(r"PyTorch \d", row.required("framework")):
+        # A loop of its own: what wraps the model says how gradients are summed.
+        found = "torch-fsdp" if _known(row, "shard", SHARDING) == "3" else "torch-ddp"
+    else:
+        found = _known(row, "framework", FRAMEWORKS)
+    if found == "torchtitan" and re.search(r"torch\.compile", row.text("notes") or ""):
+        found = "torchtitan-compile"
+    stated = first_match(row.text("attn_impl") or "", {r"unfused|eager|math": "unfused", r"flash|fused|sdpa": "flash"})
+    attention = load_framework(found).attention
+    if stated is not None and not attention.startswith(stated):
+        raise Missing(f"attn_impl = {row.text('attn_impl')!r}, but the profile of {found} runs {attention} attention")
+    return found
+
+
 def _memory(row: Row) -> float | None:
-    found = row.number("mem_gb")
-    return None if found is None else found * 1e9
+    found, unit = row.number("mem_gb"), row.text("mem_unit") or "GB"
+    if unit not in ("GB", "GiB"):
+        raise Missing(f"mem_unit = {unit!r} is neither GB nor GiB")
+    return None if found is None else found * (1e9 if unit == "GB" else 2**30)
+
+
+def _memory_level(row: Row) -> MemoryLevel:
+    match row.text("mem_level") or "used":
+        case ("allocated" | "reserved" | "used") as level:
+            return level
+        case other:
+            raise Missing(f"mem_level = {other!r} is none of allocated, reserved and used")
 
 
 def _known(row: Row, column: str, table: dict[str, str]) -> str:
@@ -132,11 +198,20 @@ def _known(row: Row, column: str, table: dict[str, str]) -> str:
 
 
 def _scenario(row: Row, name: str) -> dict[str, Any]:
-    framework = _known(row, "framework", FRAMEWORKS)
+    framework = _framework(row)
     precision = _known(row, "precision", PRECISIONS)
     training: dict[str, Any] = {
         "global_batch": row.required_count("gbs"), "sequence": row.required_count("seq_len"), "precision": precision,
     }  # fmt: skip
+    lengths = row.text("lengths")
+    if lengths is not None:
+        raise Missing(f"sequences of different lengths ({lengths}), whose mean is not stated")
+    predicted = row.number("predicted")
+    if predicted is None and "bert" in (row.text("family") or "").lower():
+        # Devlin et al. (2018): 15 % of the tokens are masked, and predicted.
+        predicted = 0.15
+    if predicted is not None:
+        training["predicted"] = predicted
     return {
         "schema_version": 1,
         "name": re.sub(r"[^A-Za-z0-9.-]+", "-", name),
@@ -154,6 +229,8 @@ def _model(row: Row) -> dict[str, Any] | str:
         return preset
     family = (row.text("family") or "gpt").lower()
     if "bert" in family:
+        if re.match("bert-large", row.text("model") or ""):
+            return "bert-large"
         raise Missing("an encoder's dimensions do not describe it; name a preset in a column preset")
     hidden, heads = row.required_count("hidden"), row.required_count("heads")
     if hidden % heads and row.count("head_dim") is None:
@@ -168,9 +245,7 @@ def _model(row: Row) -> dict[str, Any] | str:
             model[column] = found
     if "llama" in family:
         model |= {"gated": True, "norm": "rmsnorm", "bias": False, "rotary": True, "tied": False}
-    elif "mpt" in family:
-        model |= {"bias": False}
-    else:
+    elif "mpt" not in family:
         model["dropout"] = (row.text("dropout") or ("no" if "bloom" in family else "yes")) in ("yes", "1", "true")
     return model
 
@@ -180,6 +255,9 @@ def _nodes(row: Row) -> dict[str, Any]:
     profile = row.text("node")
     if profile is None:
         profile = NODES[_known(row, "gpu", DEVICES)]
+    inside = row.text("intra_node") or ""
+    if re.search("PCIe", inside, re.IGNORECASE) and "pcie" not in profile and "NVLink" not in inside:
+        raise Missing(f"intra_node = {inside!r}, but the devices of {profile} are joined by NVLink; name a node")
     per_node = row.count("gpus_per_node") or 8
     per_node = min(per_node, gpus)
     if gpus % per_node:
@@ -189,18 +267,24 @@ def _nodes(row: Row) -> dict[str, Any]:
     if per_node != 8 or row.text("node") is not None:
         spec["devices"] = per_node
     if count > 1 and row.text("node") is None:
-        spec["nic"] = _nic(row.required("inter_node"))
+        spec["nic"] = cards_of(row.required("inter_node"), per_node)
     elif per_node < 8:
         spec["nic"] = {"count": per_node}
-    if (row.text("gpu") or "").endswith("32GB"):
-        spec["device"] = "v100-sxm2-32g"
+    if profile == "dgx-1-v100" and row.text("node") is None:
+        spec["device"] = _known(row, "gpu", DEVICES)
+    if re.search("HBM2e|96 ?GB", row.text("gpu") or ""):
+        spec["device"] = "h100-sxm-96g"
     return {profile: spec}
 
 
-def _nic(text: str) -> dict[str, Any]:
-    cards, total = _CARDS.search(text), _TOTAL.search(text)
+def cards_of(text: str, per_node: int = 8) -> dict[str, Any]:
+    """The cards of a node, `count` of a profile `link`, from words like 8x200Gb/s InfiniBand; Missing where unknown."""
+    cards, total, several = _CARDS.search(text), _TOTAL.search(text), _HFIS.search(text)
     if cards is not None:
-        count, rate = int(cards.group(1)), float(cards.group(2))
+        each = per_node if re.search(r"per GPU", text, re.IGNORECASE) else 1
+        count, rate = int(cards.group(1)) * each, float(cards.group(2))
+    elif several is not None:
+        count, rate = int(several.group(2)), float(several.group(1))
     elif total is not None:
         count, rate = 8, float(total.group(1)) / 8
     else:
@@ -229,6 +313,7 @@ def _layout(row: Row, framework: str) -> dict[str, Any]:
         layout["gradient"] = gradient
     stage = int(_known(row, "shard", SHARDING))
     replicas = row.required_count("gpus") // (tp * pp)
+    _plain_sharding(row, replicas)
     if replicas == 1 or stage == 0:
         layout |= {"sync": "allreduce", "algorithm": "ring"}
     else:
@@ -236,9 +321,19 @@ def _layout(row: Row, framework: str) -> dict[str, Any]:
     return layout
 
 
+def _plain_sharding(row: Row, replicas: int) -> None:
+    """Missing where a row shards in a way that its layout cannot say."""
+    text = row.text("shard") or ""
+    degree = re.search(r"degree (\d+)|FSDP=(\d+)", text)
+    if degree is not None and int(degree.group(1) or degree.group(2)) < replicas:
+        raise Missing(f"shard = {text!r}: groups smaller than the {replicas} replicas are not read from a row")
+    if re.search(r"offload", f"{text} {row.text('notes') or ''}", re.IGNORECASE):
+        raise Missing("states are offloaded to the host, which is not modelled")
+
+
 def _sequence_parallel(row: Row, framework: str, tp: int) -> bool:
     text = row.text("sp")
     if text is None:
         # Megatron Core's recipes turn it on with tensor parallelism.
-        return framework == "megatron-core" and tp > 1
+        return framework in ("megatron-core", "nemo") and tp > 1
     return text in ("1", "yes", "true") and tp > 1

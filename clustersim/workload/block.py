@@ -9,9 +9,8 @@ Conventions, for one micro-batch of b sequences of s tokens on one of t tensor-p
   biases) and of one per token (norm statistics) are not counted. A dropout mask takes one byte an element.
 - Without sequence parallelism every tensor-parallel rank does all of the norms, residuals and dropouts
   between the split GEMMs; with it, 1/t of them (Korthikanti et al. 2022).
-- `fused`: bias, dropout and residual are one pass, a bias goes with the activation or into the GEMM, and
-  scale, mask and softmax are one pass. Otherwise each is a pass of its own. The gradient of a bias always is
-  one.
+- A bias goes with the activation or into the GEMM (cuBLASLt's epilogue; PyTorch's addmm); its gradient is a pass.
+- `fused`: dropout and residual are one pass, and so are scale, mask and softmax. Otherwise each is a pass of its own.
 - fp8 covers the GEMMs of the layers, each with a cast of its inputs; everything else stays in bf16.
 - Of c context-parallel ranks each has s/c tokens of every sequence, two of 2c equal pieces: the i-th from the
   front and the i-th from the back, so that under a causal mask each does 1/c of the attention. Attention takes
@@ -28,10 +27,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clustersim.hardware.kernel import BYTES_OF, Attention, Dtype, Gemm, Kernel, Kernels, Memory, MemoryOp
+from clustersim.hardware.kernel import (
+    BYTES_OF,
+    Attention,
+    AttentionKernel,
+    Dtype,
+    Gemm,
+    Kernel,
+    Kernels,
+    Memory,
+    MemoryOp,
+)
+from clustersim.workload.elementwise import activation, activation_backward, norm, rotary
 from clustersim.workload.model import Model
 
-AttentionKind = Literal["flash", "unfused"]
+# Fused attention of the generation that the device measured, or of a named one; or score matrices in memory.
+AttentionKind = Literal["flash", "unfused", "flash-1", "flash-2", "flash-3", "cudnn"]
 
 
 # Routed tokens are dealt out eight at a time where there are whole eights. Their numbers vary from step to step around
@@ -68,6 +79,7 @@ class Block:
     load: float
     sp: bool
     flash: bool
+    generation: AttentionKernel | None
     fused: bool
     dtype: Dtype
 
@@ -77,15 +89,18 @@ class Block:
         fused: bool, dtype: Dtype, ep: int, cp: int = 1, load: float = 1.0,
     ) -> Block:  # fmt: skip
         """The block for these degrees, which must divide the model and the sequence."""
-        assert cp == 1 or (sequence % (2 * cp) == 0 and attention == "flash"), (sequence, cp, attention)
+        assert cp == 1 or (sequence % (2 * cp) == 0 and attention != "unfused"), (sequence, cp, attention)
         tokens = sequence // cp * micro_batch
         assert model.splits_over(tp), (model.name, tp)
         assert not sp or tokens % tp == 0, (tokens, tp)
         assert model.experts is None or model.experts.count % ep == 0, (model.name, ep)
+        generation: AttentionKernel | None = None
+        if attention != "flash" and attention != "unfused":
+            generation = attention
         return cls(
             model=model, batch=micro_batch, sequence=sequence, tokens=tokens,
             local=tokens // tp if sp else tokens, tp=tp, ep=ep, cp=cp, load=load, sp=sp,
-            flash=attention == "flash", fused=fused, dtype=dtype,
+            flash=attention != "unfused", generation=generation, fused=fused, dtype=dtype,
         )  # fmt: skip
 
     @property
@@ -156,7 +171,8 @@ class Block:
     def _cast(self, elements: int, count: int) -> Kernels:
         if self.dtype != "fp8":
             return ()
-        return ((Memory(op="cast", read_bytes=elements * self.width, written_bytes=elements), count),)
+        # Written as it is and transposed: Hopper multiplies in fp8 along the rows of both operands only.
+        return ((Memory(op="cast", read_bytes=elements * self.width, written_bytes=2 * elements), count),)
 
     def batched(self, m: int, n: int, k: int) -> tuple[Kernel, int]:
         """A GEMM for every head and sequence."""
@@ -165,11 +181,10 @@ class Block:
     # ----------------------------------------------------------------------------------------------- forward
 
     def norm(self) -> Kernels:
-        n = self.local * self.model.hidden
-        return self.moved("norm", n, n)
+        return self._norm(self.local * self.model.hidden)
 
-    def bias(self, elements: int, has: bool) -> Kernels:
-        return self.moved("bias", elements, elements) if has and not self.fused else ()
+    def _norm(self, elements: int, backward: bool = False) -> Kernels:
+        return norm(elements, self.width, self.model.norm == "rmsnorm" and not self.fused, backward)
 
     def join(self) -> Kernels:
         """From the output of a row-parallel GEMM to the residual stream: bias, dropout, addition."""
@@ -178,7 +193,7 @@ class Block:
         if self.fused:
             return self.moved("residual", 2 * n, n, mask=n if drop else 0, writes_mask=True)
         dropout = self.moved("dropout", n, n, mask=n, writes_mask=True) if drop else ()
-        return (*self.bias(n, self.model.bias), *dropout, *self.moved("residual", 2 * n, n))
+        return (*dropout, *self.moved("residual", 2 * n, n))
 
     def core(self) -> Kernels:
         """Attention without its projections."""
@@ -216,22 +231,21 @@ class Block:
         return Attention(
             batch=self.batch, queries=self.sequence // self.cp, keys=keys, heads=self.heads,
             kv_heads=self.kv_heads, head_dim=self.model.head_dim, causal=causal, backward=backward,
-            dtype=self.soft_dtype,
+            dtype=self.soft_dtype, generation=self.generation,
         )  # fmt: skip
 
     def shaped_qk(self, backward: bool) -> Kernels:
         """Norms of Q and K, and rotary positions."""
         n = self.tokens * (self.qkv + self.q) // 2  # Q and K
-        norm = self.moved("norm", (2 if backward else 1) * n, n) if self.model.qk_norm else ()
-        rotary = self.moved("rotary", n, n) if self.model.rotary else ()
-        return (*rotary, *norm) if backward else (*norm, *rotary)
+        normed = self._norm(n, backward) if self.model.qk_norm else ()
+        turned = rotary(n, self.width, not self.fused) if self.model.rotary else ()
+        return (*turned, *normed) if backward else (*normed, *turned)
 
     def attention(self) -> Kernels:
         model, t = self.model, self.tokens
         return (
             *self.norm(),
             *self.linear(t, self.qkv, model.hidden),
-            *self.bias(t * self.qkv, model.bias or model.qkv_bias),
             *self.shaped_qk(backward=False),
             *self.core(),
             *self.linear(t, model.hidden, self.q),
@@ -254,10 +268,9 @@ class Block:
         """Feed-forwards of `experts` experts (1: of a dense layer) on `m` tokens each."""
         group, count = (experts, 1) if self.fused else (1, experts)
         rows = m * group
-        passes = (*self.bias(rows * inner, self.model.bias), *self.moved("activation", rows * inner, rows * f))
         return (
             *self.linear(m, inner, self.model.hidden, count, group),
-            *((kernel, count) for kernel, _ in passes),
+            *((kernel, count) for kernel, _ in activation(rows * inner, rows * f, self.width, not self.fused)),
             *self.linear(m, self.model.hidden, f, count, group),
         )
 
@@ -290,6 +303,24 @@ class Block:
         rows = routed_tokens(self.local * experts.per_token, self.load) * self.model.hidden
         return self.moved("copy", rows, rows)
 
+    def alternate_products(self) -> Kernels:
+        """What runs again where every second product of a layer's (q, k, v, o, gate, up, down) is not kept, and nothing
+        between them but attention's output. Experts are kept."""
+        model, t = self.model, self.tokens
+        first = (
+            *self.norm(),
+            *self.linear(t, self.kv_heads * model.head_dim, model.hidden),
+            *self.shaped_qk(backward=False),
+            *self.linear(t, model.hidden, self.q),
+            *self.join(),
+            *self.norm(),
+        )
+        if model.experts is not None:
+            return first
+        f, inner = self._ffn(model.ffn_hidden)
+        again = (t, f, model.hidden) if model.gated else (t, model.hidden, f)
+        return (*first, *self.linear(*again), *activation(t * inner, t * f, self.width, not self.fused))
+
     # ---------------------------------------------------------------------------------------------- backward
 
     def bias_gradient(self, elements: int, has: bool) -> Kernels:
@@ -299,7 +330,7 @@ class Block:
     def norm_backward(self) -> Kernels:
         """Gradient of a norm, then its addition to the gradient that came past it."""
         n = self.local * self.model.hidden
-        return (*self.moved("norm", 2 * n, n), *self.moved("residual", 2 * n, n))
+        return (*self._norm(n, backward=True), *self.moved("residual", 2 * n, n))
 
     def join_backward(self) -> Kernels:
         n = self.local * self.model.hidden
@@ -345,7 +376,7 @@ class Block:
         group, count = (experts, 1) if self.fused else (1, experts)
         rows = m * group
         passes = (
-            *self.moved("activation", rows * (inner + f), rows * inner),
+            *activation_backward(rows * inner, rows * f, self.width, not self.fused),
             *self.bias_gradient(rows * inner, self.model.bias),
         )
         return (

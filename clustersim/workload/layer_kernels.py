@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 from typing import Literal, assert_never
 
+from clustersim.hardware.framework import Accumulation, Selective
 from clustersim.hardware.kernel import BYTES_OF, Dtype, Gemm, Kernel, Kernels, Memory, MemoryOp
 from clustersim.workload.block import AttentionKind, Block
 from clustersim.workload.model import Model, vocab_per_rank
+from clustersim.workload.parameters import stage_parameters
 from clustersim.workload.training import STATE_TENSORS, Optimizer, Training
 
 Recompute = Literal["none", "selective", "full"]
@@ -45,18 +47,21 @@ def backward(
 @functools.lru_cache(maxsize=4096)
 def recomputed(
     model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, recompute: Recompute, ep: int = 1, cp: int = 1, load: float = 1.0,
+    dtype: Dtype, recompute: Recompute, ep: int = 1, cp: int = 1, load: float = 1.0, selective: Selective = "core",
 ) -> Kernels:  # fmt: skip
     """The forward kernels that run again before (or in) the backward pass of one layer.
 
     `full`: the whole layer. `selective`: attention without its projections (Korthikanti et al. 2022); nothing
-    for flash attention, whose backward kernel recomputes the scores anyway. Cached.
+    for flash attention, whose backward kernel recomputes the scores anyway; or, where the framework chooses so, every
+    second product. Cached.
     """
     match recompute:
         case "none":
             return ()
         case "selective":
             block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
+            if selective == "alternate-products":
+                return block.alternate_products()
             return () if block.flash else block.core()
         case "full":
             return forward(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
@@ -138,22 +143,34 @@ def head_forward(
     fused: bool,
     dtype: Dtype,
     vocab_padded: bool = False,
+    in_place: bool = False,
+    metrics: int = 0,
 ) -> Kernels:
     """Final norm, logits and cross-entropy of every token on one rank, which has 1/tp of the vocabulary.
 
-    Cross-entropy runs on fp32 logits. Unfused it takes the maximum, subtracts it, exponentiates, sums and
-    divides (five reads, three writes of the logits); fused, it reads twice and writes the probabilities once.
+    Cross-entropy runs on fp32 logits. Unfused (PyTorch's log_softmax) it reads them for the maximum, for the sum and
+    for what it writes; fused, it reads twice and writes the probabilities once; `in_place`, it reads the 16-bit logits
+    twice and writes their log-sum-exp alone. `metrics`: further, unfused cross-entropies of the same logits.
     A head transform and a pooler are whole on every rank.
     """
     ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
     n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
-    reads, writes = (2, 1) if fused else (5, 3)
     return (
         *((ends.moved("norm", n, n),) if model.final_norm else ()),
         *ends.pooler(micro_batch),
         *ends.transform(),
         ends.gemm(ends.tokens, logits // ends.tokens, model.hidden),
-        (Memory(op="cast", read_bytes=logits * ends.width, written_bytes=4 * logits), 1),
+        *_loss_forward(logits, ends.width, fused, in_place),
+        *_loss_forward(logits, ends.width, False, False) * metrics,
+    )
+
+
+def _loss_forward(logits: int, width: int, fused: bool, in_place: bool) -> Kernels:
+    if in_place:
+        return ((Memory(op="cross_entropy", read_bytes=2 * width * logits, written_bytes=0), 1),)
+    reads, writes = (2, 1) if fused else (3, 1)
+    return (
+        (Memory(op="cast", read_bytes=logits * width, written_bytes=4 * logits), 1),
         (Memory(op="cross_entropy", read_bytes=4 * reads * logits, written_bytes=4 * writes * logits), 1),
     )
 
@@ -168,16 +185,19 @@ def head_backward(
     fused: bool,
     dtype: Dtype,
     vocab_padded: bool = False,
+    in_place: bool = False,
 ) -> Kernels:
-    """The backward pass of `head_forward`; `fused` writes the gradient of the logits without a cast."""
+    """The backward pass of `head_forward`; `fused` writes the gradient of the logits without a cast, `in_place` over
+    the logits. Unfused, the gradient of the picked probabilities is a tensor like the logits: cleared, read for its
+    sums, and read with the probabilities for what is written."""
     ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
     n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
     v = logits // ends.tokens
-    written = logits * (ends.width if fused else 4)
+    read, written = (ends.width, ends.width) if in_place else (4, ends.width) if fused else (12, 8)
     cast = ((Memory(op="cast", read_bytes=4 * logits, written_bytes=logits * ends.width), 1),)
     return (
-        (Memory(op="cross_entropy", read_bytes=4 * logits, written_bytes=written), 1),
-        *(() if fused else cast),
+        (Memory(op="cross_entropy", read_bytes=read * logits, written_bytes=written * logits), 1),
+        *(() if fused or in_place else cast),
         ends.gemm(ends.tokens, model.hidden, v),
         ends.gemm(v, model.hidden, ends.tokens),
         *ends.transform_backward(),
@@ -253,27 +273,70 @@ class _Ends:
 
 @functools.lru_cache(maxsize=1024)
 def optimizer_kernels(
-    parameters: int, precision: Dtype, optimizer: Optimizer, gradient: Dtype | None = None
-) -> Kernels:
+    parameters: int, precision: Dtype, optimizer: Optimizer, gradient: Dtype | None = None, fused: bool = True,
+    clips: bool = False,
+) -> Kernels:  # fmt: skip
     """One pass of the optimizer over `parameters` parameters.
 
     It reads gradient, weights and state and writes weights and state; in 16-bit and 8-bit training the
     weights are an fp32 master copy, and a 16-bit copy is written besides. State and master copy are fp32
     (fp64 in fp64 training), and so is the gradient unless `gradient` names its type.
+
+    Not `fused`, every operation reads and writes its own operands: for Adam (PyTorch's single-tensor and foreach
+    loops) scaling, averaging, squaring, root, division and the rest touch 20 tensors of fp32. `clips`: the norm of the
+    gradients reads them once, their scaling reads and writes them.
     """
     mixed = precision in ("bf16", "fp16", "fp8")
     wide = BYTES_OF["fp64" if precision == "fp64" else "fp32"]
     kept = wide * (1 + STATE_TENSORS[optimizer])
-    read = kept + (wide if gradient is None else BYTES_OF[gradient])
-    written = kept + (BYTES_OF["bf16"] if mixed else 0)
+    of_gradient = wide if gradient is None else BYTES_OF[gradient]
+    read, written = kept + of_gradient, kept + (BYTES_OF["bf16"] if mixed else 0)
+    if not fused:
+        tensors_read, tensors_written = _EAGER_OPTIMIZER[optimizer]
+        read, written = tensors_read * wide, tensors_written * wide
+    if clips:
+        read, written = read + 2 * of_gradient, written + of_gradient
     return ((Memory(op="optimizer", read_bytes=parameters * read, written_bytes=parameters * written), 1),)
 
 
+# (tensors read, tensors written) by the operations of one step. Adam: decay or first scaling 1+1, average 2+1, scaling
+# of the squares 1+1, their sum 2+1, root 1+1, bias correction 1+1, epsilon 1+1, step 3+1.
+_EAGER_OPTIMIZER: dict[Optimizer, tuple[int, int]] = {"adam": (12, 8), "momentum": (5, 3), "sgd": (2, 1)}
+
+
 @functools.lru_cache(maxsize=1024)
-def accumulation_kernels(parameters: int, dtype: Dtype, gradient: Dtype) -> Kernels:
-    """Adding one micro-batch's weight gradients, of type `dtype`, to a sum of type `gradient`."""
+def accumulation_kernels(parameters: int, dtype: Dtype, gradient: Dtype, how: Accumulation = "added") -> Kernels:
+    """Adding one micro-batch's weight gradients, of type `dtype`, to a sum of type `gradient`.
+
+    `added`: one kernel reads both and writes the sum (autograd's accumulation; Megatron-LM's main_grad). `copied`:
+    DeepSpeed's BF16 optimizer; autograd adds to a cleared gradient of type `dtype`, which is converted, added to the
+    sum and cleared again: 26 bytes a parameter for bf16 and fp32 against 10; where the types are one, it adds only.
+    `fused`: the weight gradient's GEMM adds, and its epilogue hides it.
+    """
     kept, fresh = BYTES_OF[gradient], BYTES_OF["bf16" if dtype == "fp8" else dtype]
-    return ((Memory(op="reduce", read_bytes=parameters * (kept + fresh), written_bytes=parameters * kept), 1),)
+    match how:
+        case "fused":
+            return ()
+        case "copied" if kept != fresh:
+            passes: tuple[tuple[int, int], ...] = ((2 * fresh, fresh), (fresh, kept), (2 * kept, kept), (0, fresh))
+        case "added" | "copied":
+            passes = ((kept + fresh, kept),)
+        case _:
+            assert_never(how)
+    return tuple(
+        (Memory(op="reduce", read_bytes=parameters * read, written_bytes=parameters * written), 1)
+        for read, written in passes
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def accumulation_of(
+    model: Model, layers: int, first: bool, last: bool, tp: int, ep: int, dtype: Dtype, gradient: Dtype,
+    how: Accumulation,
+) -> Kernels:  # fmt: skip
+    """`accumulation_kernels` of some layers, with the embedding and the head where `first` and `last` ask. Cached."""
+    parameters = stage_parameters(model, range(layers), first=first, last=last, tp=tp, ep=ep)
+    return accumulation_kernels(parameters, dtype, gradient, how) if parameters else ()
 
 
 @functools.lru_cache(maxsize=1024)

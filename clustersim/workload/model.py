@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from clustersim.units import FILE
@@ -103,6 +103,12 @@ def padded_vocab(vocab: int, tp: int, multiple: int = 128) -> int:
     """`vocab` rounded up to a multiple of `multiple * tp`, as Megatron-LM does by default."""
     unit = multiple * tp
     return -(-vocab // unit) * unit
+
+
+def with_rows(model: Model, multiple: int) -> Model:
+    """`model` with its vocabulary rounded up to a multiple, as it is computed with."""
+    vocab = -(-model.vocab // multiple) * multiple
+    return model if vocab == model.vocab else replace(model, vocab=vocab)
 
 
 def vocab_per_rank(vocab: int, tp: int, padded: bool) -> int:

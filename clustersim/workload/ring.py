@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from clustersim.hardware.kernel import Dtype, Kernels
 from clustersim.workload.activations import kv_bytes
-from clustersim.workload.block import Block
+from clustersim.workload.block import AttentionKind, Block
 from clustersim.workload.layer_kernels import Recompute
 from clustersim.workload.model import Model
 
@@ -22,8 +22,9 @@ class Shift(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def ring_shifts(
-    model: Model, sequence: int, micro_batch: int, tp: int, fused: bool, dtype: Dtype, recompute: Recompute, cp: int
-) -> tuple[tuple[Shift, ...], tuple[Shift, ...]]:
+    model: Model, sequence: int, micro_batch: int, tp: int, fused: bool, dtype: Dtype, recompute: Recompute, cp: int,
+    attention: AttentionKind = "flash",
+) -> tuple[tuple[Shift, ...], tuple[Shift, ...]]:  # fmt: skip
     """The sends of one layer's ring attention on one of `cp` context-parallel ranks: (forward, backward).
 
     Forward, the block for the next of `cp` steps arrives during each step but the last (Liu et al. 2023): cp - 1
@@ -33,7 +34,7 @@ def ring_shifts(
     """
     if cp == 1:
         return (), ()
-    block = Block.of(model, sequence, micro_batch, tp, False, "flash", fused, dtype, 1, cp)
+    block = Block.of(model, sequence, micro_batch, tp, False, attention, fused, dtype, 1, cp)
     size = kv_bytes(model, sequence // cp, micro_batch, tp, block.width)
     ahead = (Shift(size, 1, block.own_step(backward=False)), Shift(size, cp - 2, block.ring_step(backward=False)))
     behind = (

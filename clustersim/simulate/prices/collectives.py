@@ -40,7 +40,7 @@ class CollectivePrices:
         """Seconds of a collective that shares the links with its like in all other groups, and with nothing else."""
         measured = self.measured_s(group, of, kind, size)
         if measured is not None:
-            return measured * self.placement.framework.network_scale
+            return measured * self.placement.framework.collective_scale(group)
         machine = self.placement.machines[of]
         total = 0.0
         mine = self.phases(group, of, kind, algorithm)
@@ -49,7 +49,7 @@ class CollectivePrices:
             total += size * float((inside / near + beyond / far).max())
             total += latency_s(phase, machine, self.placement.cluster.fabric.hop_latency_s)
         launch = self._launch_s(machine, mine)
-        return (total + launch) * self.placement.framework.network_scale if total else 0.0
+        return (total + launch) * self.placement.framework.collective_scale(group) if total else 0.0
 
     def _launch_s(self, machine: Machine, found: tuple[Phase, ...]) -> float:
         """What the whole operation pays once: the launch of the network where it leaves a node."""
@@ -112,7 +112,8 @@ class CollectivePrices:
         """A collective as flows on link classes, the groups over different lanes side by side."""
         strands = self._strands(group, of, kind, algorithm)
         measured = self.measured_s(group, of, kind, size)
-        return side_by_side([self._strand_flows(of, found, measured, size) for found in strands])
+        scale = self.placement.framework.collective_scale(group)
+        return side_by_side([self._strand_flows(of, found, measured, size, scale) for found in strands])
 
     def _strands(self, group: Group, of: int, kind: str, algorithm: str) -> list[tuple[Phase, ...]]:
         """The phases of a collective in the groups of each lane."""
@@ -128,10 +129,11 @@ class CollectivePrices:
                 self._phases_of_lanes[key] = [phases(self.placement.wiring, some, kind, algorithm) for some in lanes]  # type: ignore[arg-type]
         return self._phases_of_lanes[key]
 
-    def _strand_flows(self, of: int, found: tuple[Phase, ...], measured: float | None, size: int) -> Flows:
+    def _strand_flows(
+        self, of: int, found: tuple[Phase, ...], measured: float | None, size: int, scale: float
+    ) -> Flows:
         """One strand of a collective; a measured one keeps its wires busy for as long as was measured."""
         machine = self.placement.machines[of]
-        scale = self.placement.framework.network_scale
         result = []
         launch = self._launch_s(machine, found)
         host = self.placement.framework.host.per_collective_s

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from clustersim.cluster.cluster import Machine
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.kernel import Kernels, linear_layers
+from clustersim.hardware.scaled import device_s
 from clustersim.program.program import Group, Work
 from clustersim.simulate.prices.collectives import CollectivePrices
 from clustersim.simulate.prices.groups import Groups
@@ -42,8 +43,9 @@ class ComputePrices:
     def work_s(self, index: int, of: int) -> float:
         """Seconds of a work on class `of`: groups with a collective inside the work run in lockstep with their slowest.
 
-        Device time (kernels and inner collectives) or the host's time to drive it, whichever is larger; both where the
-        device is the CPU that drives it.
+        Device time (kernels and inner collectives) or the host's time to drive the layers and then the device's for
+        what is behind them, whichever is larger: two machines in a row, of which the second waits for the first. Both
+        times where the device is the CPU that drives it.
         """
         found = self._works.get((index, of))
         if found is None:
@@ -55,7 +57,8 @@ class ComputePrices:
         beside it do not hide it.
 
         A framework that runs the gathers and scatters of sequence parallelism in pieces beside the linear layers that
-        consume or produce them hides up to `overlap.tensor_parallel` of their time, and no more than those GEMMs take.
+        consume or produce them hides up to `overlap.tensor_parallel` of their time, and no more than those GEMMs take;
+        the GEMMs take longer beside them, as other kernels do.
         """
         found = self._inner.get((index, of))
         if found is None:
@@ -73,7 +76,8 @@ class ComputePrices:
                     in_pieces += item.count * one
             overlap = self.placement.framework.overlap.tensor_parallel
             if overlap and in_pieces:
-                found -= min(overlap * in_pieces, self._kernels_s(linear_layers(work.kernels), classes))
+                hidden = min(overlap * in_pieces, self._kernels_s(linear_layers(work.kernels), classes))
+                found -= hidden / self.placement.framework.overlap.compute_slowdown
             self._inner[index, of] = found
         return found
 
@@ -94,8 +98,9 @@ class ComputePrices:
     def _kernels_s(self, kernels: Kernels, classes: tuple[int, ...]) -> float:
         """Seconds of kernels on the slowest of some classes."""
         slowdown = max(self.placement.folding.slowdown[c] for c in classes)
-        slowest = max(costs.seconds(kernels) for c in classes for costs in self.costs_in[c])
-        return slowest * slowdown * self.placement.sharing_slowdown(classes[0]) * self.placement.framework.compute_scale
+        framework = self.placement.framework
+        slowest = max(device_s(costs, kernels, framework) for c in classes for costs in self.costs_in[c])
+        return slowest * slowdown * self.placement.sharing_slowdown(classes[0])
 
     def _work_s(self, index: int, of: int) -> float:
         work = self.placement.program.works[index]
@@ -107,12 +112,18 @@ class ComputePrices:
             work.forward_layers * host.per_layer_forward_s
             + (work.backward_layers + 0.5 * work.split_layers) * host.per_layer_backward_s,
             launches * self.costs[of].device.launch_overhead_s,
-        )
+        ) + host.per_collective_s * sum(item.count for item in work.inner)
         shared = self.placement.sharing_slowdown(of)
         device = self._kernels_s(work.kernels, classes) + self.inner_s(index, of)
         # More threads make kernels faster, but not the one that launches them.
         driven *= slowdown * max(1.0, shared)
-        return device + driven if self.costs[of].device.kind == "cpu" else max(device, driven)
+        if self.costs[of].device.kind == "cpu":
+            seconds = device + driven
+        else:
+            seconds = max(device, driven + self._kernels_s(work.tail, classes))
+        placement = self.placement
+        drawn = placement.cluster.noise is not None
+        return seconds * (1.0 if drawn else placement.framework.slowest_of(placement.program.mesh.replicas))
 
 
 def _device_name(machine: Machine) -> str:

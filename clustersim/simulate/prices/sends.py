@@ -40,6 +40,6 @@ class SendPrices:
         link = machine.interconnect if inside and machine.interconnect is not None else machine.nic
         switches = self.placement.wiring.hops(*way)[1]
         wait = link.launch_s + link.segments[0].alpha_s + switches * self.placement.cluster.fabric.hop_latency_s
-        scale = self.placement.framework.network_scale
+        scale = self.placement.framework.send_scale
         host = self.placement.framework.host.per_collective_s
         return Flows([(wait * scale + host, float(size), self.patterns.weights(traffic, scale / near, scale / far))])

@@ -1,0 +1,1 @@
+"""What other programs print and record about machines, read as facts. Pure functions of text; `app` reads the files."""

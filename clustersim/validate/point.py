@@ -1,0 +1,61 @@
+"""A measured figure that is no training step (a collective, a synchronisation, a rate), beside what is predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clustersim.validate.case import Unmapped
+
+Unit = Literal["s", "B/s", "FLOP/s"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One row: `measured` and `predicted` in `unit`, and the relative half-width `spread` of the 90 % interval.
+
+    `basis` says what the prediction rests on; `seen`, that the profile which predicts the row was built from rows of
+    its source. Points of one `group` are the same question answered by several `scheme`s, which can be ranked.
+    """
+
+    id: str
+    line: int
+    system: str
+    subject: str
+    measured: float
+    predicted: float
+    unit: Unit = "s"
+    spread: float
+    basis: str
+    seen: bool = False
+    group: str = ""
+    scheme: str = ""
+
+    @property
+    def error(self) -> float:
+        """predicted / measured - 1."""
+        return self.predicted / self.measured - 1.0
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 90 % interval."""
+        return self.predicted / (1.0 + self.spread)
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 90 % interval."""
+        return self.predicted * (1.0 + self.spread)
+
+    @property
+    def covered(self) -> bool:
+        """Whether the measured figure lies in the 90 % interval."""
+        return self.low <= self.measured <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """The predicted rows of a file, and those that are none."""
+
+    name: str
+    points: tuple[Point, ...]
+    unmapped: tuple[Unmapped, ...]
