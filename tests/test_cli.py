@@ -399,3 +399,18 @@ def test_built_in_scenario_reads_and_resolves_with_its_what_ifs(name: str) -> No
     # The question stands in plain words before the first key.
     assert "?" in text.partition("schema_version")[0]
     assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_a_plan_is_no_run_and_families_stand_in_their_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", "gpt3-13b-dgx-a100", "--picture", "x.gif"]) == 2
+    assert capsys.readouterr().err == "error: x.gif: a picture is an .svg or a .png file; name one\n"
+    assert not list(tmp_path.iterdir())
+    assert run(["plan", "gpt3-13b-dgx-a100", "--top", "1", "-o", "plan.json", "--workers", "1", "-q"]) == 0
+    places = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " dp" in line[:5]]
+    assert len(places) == 3
+    assert places == sorted(places, key=int)
+    assert run(["compare", "plan.json", "plan.json"]) == 3
+    assert "plan.json: is a plan; give the run of it" in capsys.readouterr().err

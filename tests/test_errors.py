@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -327,6 +332,40 @@ def test_our_own_bug_is_one_line_and_a_traceback_on_request(
     assert told == "internal error: KeyError: 'an own mistake'; please report with --debug output\n"
     assert run(["--debug", "plan", "x.yaml"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_interrupted_twice_while_workers_simulate(tmp_path: Path) -> None:
+    """As at a terminal, every process of the group gets the signal; none may wait for another afterwards."""
+    command = [
+        sys.executable,
+        "-m",
+        "clustersim.app",
+        "plan",
+        "llama3-70b-hgx-h100",
+        "--workers",
+        "2",
+        "-o",
+        "plan.json",
+    ]
+    errors, folder = tmp_path / "errors.txt", tmp_path / "here"
+    folder.mkdir()
+    with errors.open("w") as to:
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=to, start_new_session=True)
+    try:
+        until = time.monotonic() + 60.0
+        while "simulated 1 of" not in errors.read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    told = errors.read_text()
+    assert told.endswith("\ninterrupted\n")
+    assert "Traceback" not in told
+    assert not list(folder.iterdir())
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

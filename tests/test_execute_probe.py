@@ -42,6 +42,7 @@ from clustersim.hardware.framework import Framework
 from clustersim.hardware.gemm_table import GemmRows
 from clustersim.hardware.kernel import Attention, Gemm, Memory
 from clustersim.hardware.load import load_link
+from clustersim.workload.layer_kernels import head_backward, head_forward
 
 torch = pytest.importorskip("torch")
 
@@ -315,6 +316,11 @@ def test_kernels_are_timed_with_what_the_cost_model_counts() -> None:
     samples = {s.op: s for s in kernels.memory(MemoryPoint(dtype="fp32", elements=2**13), cpu, timed, 0.002)}
     assert samples["residual"].bytes == 3 * 4 * 2**13
     assert samples["optimizer"].bytes == 28 * 2**13
+    # A sample is the mean of both passes, and counts what the cost model does.
+    gpt = kernels.small_model(16, 1, 2, 8)
+    loss = (*head_forward(gpt, 8, 1, 1, False, False, "fp32"), *head_backward(gpt, 8, 1, 1, False, False, "fp32"))
+    counted = [kernel.traffic_bytes for kernel, _ in loss if getattr(kernel, "op", "") == "cross_entropy"]
+    assert samples["cross_entropy"].bytes / 2**13 == sum(counted) / 2 / (8 * gpt.vocab)
     assert {"norm", "softmax", "activation", "cross_entropy", "embedding", "reduce", "copy"} <= set(samples)
     small = kernels.layer(LayerPoint(hidden=16, layers=1, tokens=16, sequence=16, dtype="fp32"), cpu, timed, 0.01)
     assert min(small.forward.seconds, small.backward.seconds, small.update.seconds) > 0.0

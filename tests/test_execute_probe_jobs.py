@@ -156,7 +156,12 @@ def test_the_command_keeps_what_was_measured_until_the_profile_is_safe(
     assert asked == [QUICK_S, FULL_S]
     assert (tmp_path / "out" / "devices" / "mine" / "device.yaml").is_file()
     assert "rows" in capsys.readouterr().out
-    assert run([*arguments, "--fresh", "--json"]) == 0
+    assert run([*arguments, "--within", "0s"]) == 2
+    assert run([*arguments, "--within", "5 apples"]) == 2
+    assert run([*arguments, "--within", "30s", "--quick"]) == 2
+    capsys.readouterr()
+    assert run([*arguments, "--within", "2min", "--fresh", "--json"]) == 0
+    assert asked[2:] == [120.0]
     assert json.loads(capsys.readouterr().out)["cpu"] == "a CPU"
 
 

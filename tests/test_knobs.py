@@ -235,6 +235,20 @@ def test_what_a_framework_holds_in_device_memory_moves_the_answer(
     assert _answer(tree) != before
 
 
+def test_the_scale_of_misaligned_products_moves_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Heads of 50 columns are no multiple of 16 bytes.
+    tree = _set(SCENARIO, "model.head_dim", 50)
+    answers = []
+    for scale in (1.0, 5.0):
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        _moved(folder, "frameworks", "megatron-lm", {"scales.misaligned": scale})
+        monkeypatch.chdir(folder)
+        answers.append([_answer(each) for each in (tree, SCENARIO)])
+    assert answers[0][0] != answers[1][0]
+    assert answers[0][1] == answers[1][1]
+
+
 def test_the_scale_of_fused_attention_moves_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = []
     for scale in (1.0, 50.0):

@@ -30,7 +30,7 @@ from clustersim.cluster.wiring import Port, Wiring
 from clustersim.hardware.framework import HostCost, Overlap
 from clustersim.layout.layout import Mesh, RankOrder, Recompute, Schedule, Scheme, node_peers
 from clustersim.layout.memory import passes_in_flight
-from clustersim.layout.schedule import Turn, in_flight, turns
+from clustersim.layout.schedule import Turn, turns
 from clustersim.program.lower import lower
 from clustersim.program.program import Collective, Compute, Program, Work
 from clustersim.simulate.collectives.phases import phases
@@ -39,6 +39,15 @@ from clustersim.simulate.simulate import simulate
 from clustersim.timeline import Phase
 
 SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 12), st.sampled_from([(1.0, 2.0), (1.0, 1.0), (3.0, 0.5)]))
+
+
+def in_flight(order: list[Turn]) -> int:
+    """The largest number of forward passes whose backward has not run yet."""
+    peak = held = 0
+    for turn in order:
+        held += {"forward": 1, "backward": -1}.get(turn.phase, 0)
+        peak = max(peak, held)
+    return peak
 
 
 # --------------------------------------------------------------------------------------------------------- P12

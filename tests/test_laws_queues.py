@@ -20,7 +20,6 @@ from clustersim.hardware.queues import (
     in_system,
     md1_wait_s,
     mg1_wait_s,
-    mm1_wait_s,
     mmc_wait_s,
     throughput_bound,
 )
@@ -48,7 +47,7 @@ def test_p9_one_server(load: float, service: float) -> None:
     """M/M/1 is Pollaczek-Khinchine with E[S^2] = 2 s^2 and M/M/c with one server; M/D/1 waits half as long; the mean
     response of M/M/1 is 1 / (mu - lambda)."""
     rate = load / service
-    wait = mm1_wait_s(rate, service)
+    wait = mg1_wait_s(rate, service, 2.0 * service**2)
     assert wait + service == pytest.approx(1.0 / (1.0 / service - rate), rel=1e-9)
     assert mmc_wait_s(rate, service, 1) == pytest.approx(wait, rel=1e-9)
     assert md1_wait_s(rate, service) == pytest.approx(0.5 * wait, rel=1e-12)
@@ -67,7 +66,7 @@ def test_p9_many_servers(servers: int, load: float) -> None:
 
 
 def test_p9_what_cannot_be_served_waits_for_ever() -> None:
-    assert mm1_wait_s(1.0, 1.0) == md1_wait_s(2.0, 1.0) == mmc_wait_s(4.0, 1.0, 4) == math.inf
+    assert mg1_wait_s(1.0, 1.0, 2.0) == md1_wait_s(2.0, 1.0) == mmc_wait_s(4.0, 1.0, 4) == math.inf
     assert erlang_c(4, 5.0) == 1.0
     assert in_system(3.0, 2.0) == 6.0
 

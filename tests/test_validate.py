@@ -172,6 +172,15 @@ def test_the_command_scores_published_and_own_runs(
     Path("own.csv").write_text(",".join(columns) + "\n" + ",".join(CELLS[name] for name in columns) + "\n")
     assert run(["validate", "--cases", "own.csv", "-q"]) == 3
     assert "own.csv: no row could be predicted; line 2: framework is not stated" in capsys.readouterr().err
+    bad = [{**CELLS, "gpus": "many"}, {**CELLS, "gpu": "A1000"}, {**CELLS, "gpu": "A1000"}]
+    Path("bad.csv").write_text("\n".join([",".join(CELLS), *(",".join(row.values()) for row in bad)]) + "\n")
+    assert run(["validate", "--cases", "bad.csv", "-q"]) == 3
+    told = capsys.readouterr().err
+    assert "line 3 and 1 more: gpu = 'A1000'" in told
+    assert "; line 2: gpus = 'many' is no number" in told
+    # A name that no picture can have is told before anything is predicted.
+    assert run(["validate", "seqsel", "--plot", "x.gif"]) == 2
+    assert capsys.readouterr().err == "error: x.gif: a picture is an .svg or a .png file; name one\n"
     Path("more.yaml").write_text("framwork: Megatron-LM\n")
     assert run(["validate", "--cases", "own.csv", "--defaults", "more.yaml", "-q"]) == 3
     assert "'framwork' is no column of measured runs; did you mean 'framework'?" in capsys.readouterr().err

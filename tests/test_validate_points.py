@@ -286,6 +286,12 @@ def test_files_of_no_known_format(tmp_path: Path) -> None:
     path.write_text("model,time_us\na,1\n")
     with pytest.raises(InputError, match="no known format; training steps have gpus"):
         read_cases(path, {})
+    path.write_text("gpus,hidden,layers,sec_per_iter\n8,64,2,1\n")
+    with pytest.raises(InputError, match="no known format; for training steps it lacks gbs "):
+        read_cases(path, {})
+    for missing, told in ((tmp_path / "none.csv", "none.csv: no such file"), (tmp_path, ": is a folder")):
+        with pytest.raises(InputError, match=told):
+            read_cases(missing, {})
 
 
 def test_shipped_families_are_predicted() -> None:

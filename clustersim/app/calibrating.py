@@ -26,14 +26,14 @@ def show_calibrated(names: list[str], k: int | None, leave_out: bool, as_json: b
     scores = validate_calibrated(sets, k, screen.progress()) if k is not None else []
     found = leave_sources_out(sets, screen.progress()) if leave_out else ()
     if leave_out and not found:
-        raise UsageError("leaving a source out needs families of two sources that ran frameworks of one kind")
+        raise UsageError("leaving a source out needs families of two sources")
     if as_json:
         screen.show_json(calibrated_document(scores, found))
         return
     if scores:
         screen.show(calibrated_screen(scores))
     if found:
-        head = Text("Constants of a framework fitted to all other sources", style="bold")
+        head = Text("What profiles learned from rows, learned from all other sources", style="bold")
         screen.show(*([Text()] if scores else []), head, left_out_screen(found))
 
 
@@ -62,6 +62,8 @@ def calibrate_on_rows(cases: Path, defaults: Path | None, output: Path | None, a
         screen.show_json(files.plain(found))
         return
     screen.show(calibration_screen(found))
+    if all(constant.status == "kept" for constant in found.constants):
+        screen.show("Each row left out in turn, no constant helps by more than chance: all are kept as shipped")
     for row in refused:
         screen.show(Text(f"{cases.name}, line {row.line}: {row.id}: left out: {row.reason}"))
     screen.show(f"\nCalibration written to {saved}; plans for these machines and this framework use it from now on")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from clustersim.app import screen
+from clustersim.app.quantities import quantity
 from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -249,8 +250,8 @@ def _by_hand(intra: str | None, inter: str | None) -> str:
 def _sizes(text: str) -> Iterator[float]:
     """`1GiB`, or `1MiB..1GiB`: from the first to the last by doubling."""
     first, dots, last = text.partition("..")
-    low = _quantity("--size", first, "Bytes")
-    high = _quantity("--size", last, "Bytes") if dots else low
+    low = quantity("--size", first, "Bytes")
+    high = quantity("--size", last, "Bytes") if dots else low
     if not 0.0 < low <= high:
         raise UsageError(f"--size {text}: write a size of more than 0B, or a range that grows, e.g. 1MiB..1GiB")
     if high / low > 2.0**_MOST_SIZES:
@@ -258,19 +259,6 @@ def _sizes(text: str) -> Iterator[float]:
     while low <= high:
         yield low
         low *= 2.0
-
-
-def _quantity(option: str, text: str, name: str) -> float:
-    from typing import get_args
-
-    from clustersim import units
-
-    quantity = get_args(getattr(units, name))[1]
-    assert isinstance(quantity, units.Quantity)
-    try:
-        return quantity.parse(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
 
 
 def _link(option: str, text: str, kind: LinkKind) -> Link:
@@ -284,8 +272,8 @@ def _link(option: str, text: str, kind: LinkKind) -> Link:
     return Link(
         name="by hand",
         kind=kind,
-        rate_bytes_per_s=_quantity(option, rate, "BytesPerS"),
-        segments=(Segment(from_bytes=0.0, alpha_s=_quantity(option, latency, "Seconds"), efficiency=1.0),),
+        rate_bytes_per_s=quantity(option, rate, "BytesPerS"),
+        segments=(Segment(from_bytes=0.0, alpha_s=quantity(option, latency, "Seconds"), efficiency=1.0),),
         provenance=Provenance(method="estimate", source="the command line"),
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clustersim.app import screen
+from clustersim.app.quantities import quantity
 from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _said(
         device=device,
         interconnect=interconnect.value if interconnect is not None else None,
         link=load_link(link) if link is not None else None,
-        rate_bytes_per_s=_rate(rate),
+        rate_bytes_per_s=None if rate is None else quantity("--rate", rate, "BytesPerS"),
         nic_link=nic_link,
         nics=nics,
         pcie=pcie,
@@ -246,21 +247,6 @@ def _said(
         host=load_node(host) if host is not None else None,
         like=load_node(like) if like is not None else None,
     )
-
-
-def _rate(text: str | None) -> float | None:
-    from typing import get_args
-
-    from clustersim.units import BytesPerS, Quantity
-
-    if text is None:
-        return None
-    quantity = get_args(BytesPerS)[1]
-    assert isinstance(quantity, Quantity)
-    try:
-        return quantity.parse(text)
-    except ValueError as error:
-        raise UsageError(f"--rate: {error}") from None
 
 
 def _topology(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clustersim.app import planning, running, screen
+from clustersim.app.quantities import quantity
 from clustersim.errors import ClustersimError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def profile_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Coarser tables in 2 minutes at most; without it, 15 minutes at most.")
     ] = False,
+    within: Annotated[
+        str | None, typer.Option("--within", help="Measure for so long at most (30s, 5min); --quick is 110s.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The hwprofiles folder to write into; default: your own.")
     ] = None,
@@ -60,13 +64,18 @@ def profile_command(
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--name {name}: write letters, digits, dots, dashes and underscores")
+    budget_s = QUICK_S if quick else FULL_S
+    if within is not None:
+        budget_s = quantity("--within", within, "Seconds")
+        if quick or budget_s <= 0.0:
+            raise UsageError(f"--within {within}: write a time of more than 0s, and no --quick beside it")
     tell = screen.progress()
     others = Others()
     root = out if out is not None else files.user_folder() / "hwprofiles"
     partial = root / f".partial-{name}"
     if fresh:
         shutil.rmtree(partial, ignore_errors=True)
-    found = probe(QUICK_S if quick else FULL_S, _rank_counts(ranks), tell, partial)
+    found = probe(budget_s, _rank_counts(ranks), tell, partial)
     _warn_of(others, tell)
     written = write_profiles(found, name, root, fresh=fresh)
     shutil.rmtree(partial)

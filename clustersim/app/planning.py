@@ -45,6 +45,10 @@ def plan_command(
     from clustersim.scenario.load import load_scenario
     from clustersim.search.search import make_plan
 
+    if picture is not None:
+        from clustersim.report import drawing
+
+        drawing.check(picture)
     question = load_scenario(scenario)
     found = make_plan(question, progress=screen.progress(), workers=workers)
     saved = _save_plan(found, scenario, output, unasked=not as_json)
@@ -52,7 +56,7 @@ def plan_command(
         result, timeline = simulated(found, question)
         write_trace(trace, timeline, simulated=result)
     if picture is not None:
-        from clustersim.report import drawing, plan_picture
+        from clustersim.report import plan_picture
 
         drawing.write(plan_picture.picture(found), picture)
     if as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clustersim.app import planning, screen
+from clustersim.app.quantities import quantity
 from clustersim.errors import InputError, ToleranceExceeded, UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def compare_command(
     from clustersim.report.compare_screen import compare_screen
     from clustersim.report.figures import signed_percent
 
-    allowed = None if tolerance is None else _fraction(tolerance)
+    allowed = None if tolerance is None else quantity("--tolerance", tolerance, "Fraction")
     found, measured = planning.load_plan(plan), load_run(run)
     comparison, predicted = compared(found, measured)
     if trace is not None:
@@ -141,7 +142,13 @@ def load_run(path: Path) -> Run:
     from clustersim import files
     from clustersim.compare import Run
 
-    run: Run = files.load(Run, path)
+    try:
+        run: Run = files.load(Run, path)
+    except InputError:
+        tree, _ = files.read_tree(path)
+        if isinstance(tree, dict) and "ranking" in tree:
+            raise InputError(f"{path}: is a plan; give the run of it that clustersim run wrote") from None
+        raise
     return run
 
 
@@ -159,17 +166,3 @@ def compared(plan: Plan, run: Run) -> tuple[Comparison, Timeline]:
     factor = found.step.predicted_s / plan.prediction.step_s
     low, high = plan.prediction.low_s * factor, plan.prediction.high_s * factor
     return replace(found, interval_s=(low, high)), predicted
-
-
-def _fraction(text: str) -> float:
-    """`15%` or `0.15`."""
-    from typing import get_args
-
-    from clustersim.units import Fraction, Quantity
-
-    quantity = get_args(Fraction)[1]
-    assert isinstance(quantity, Quantity)
-    try:
-        return quantity.parse(text)
-    except ValueError as error:
-        raise UsageError(f"--tolerance: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from clustersim.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from clustersim.validate.board import Scores
+    from clustersim.validate.case import Unmapped
     from clustersim.validate.family import Family, Rows
     from clustersim.validate.point_board import PointScores
 
@@ -45,10 +47,14 @@ def validate_command(
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Score each source with constants fitted to all others.")
     ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="With your own calibrations, where there are any.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every row included.")] = False,
 ) -> None:
     """Score predictions against measurements: training steps, collectives, synchronisations.
 
+    Predictions are as shipped, also where you have a calibration of your own, unless you ask for --calibrated.
     Errors, rankings, memory, beside what others report. docs/validation.md has the columns of files of your own.
     """
     if markdown is not None:
@@ -57,7 +63,7 @@ def validate_command(
         screen.show_text(_markdown(markdown))
         return
     if calibrate is not None or leave_one_out:
-        if cases or plot or record:
+        if cases or plot or record or calibrated:
             raise UsageError("--calibrate and --leave-one-out score the shipped families; leave other files out")
         from clustersim.app.calibrating import show_calibrated
 
@@ -67,9 +73,13 @@ def validate_command(
         raise UsageError("--defaults fills the rows of --cases; give both")
     if cases is not None and families:
         raise UsageError("give families or --cases, not both")
-    if record is not None and (families or cases):
-        raise UsageError("--record holds all families; leave FAMILY and --cases out")
-    steps, points = _own(cases, defaults) if cases is not None else _shipped(families or [])
+    if record is not None and (families or cases or calibrated):
+        raise UsageError("--record holds all families as shipped; leave FAMILY, --cases and --calibrated out")
+    if plot is not None:
+        from clustersim.report import drawing
+
+        drawing.check(plot)
+    steps, points = _own(cases, defaults, calibrated) if cases is not None else _shipped(families or [], calibrated)
     if plot is not None:
         _draw(plot, steps)
     if record is not None:
@@ -85,7 +95,7 @@ def validate_command(
 # ------------------------------------------------------------------------------------------------ scoring
 
 
-def _own(cases: Path, defaults: Path | None) -> tuple[list[Scores], list[PointScores]]:
+def _own(cases: Path, defaults: Path | None, calibrated: bool) -> tuple[list[Scores], list[PointScores]]:
     from clustersim.validate.board import validate
     from clustersim.validate.family import Rows, read_defaults
     from clustersim.validate.formats import KNOWN, read_cases
@@ -93,19 +103,30 @@ def _own(cases: Path, defaults: Path | None) -> tuple[list[Scores], list[PointSc
 
     found = read_cases(cases, read_defaults(defaults, KNOWN) if defaults is not None else {})
     if isinstance(found, Rows):
-        steps, points = validate([(found, None)], screen.progress()), []
+        steps, points = validate([(found, None)], screen.progress(), calibrated=calibrated), []
         predicted, refused = len(steps[0].scored), steps[0].unmapped
     else:
         steps, points = [], [score_points(found, None)]
         predicted, refused = len(found.points), found.unmapped
     if not predicted:
-        first = min(refused, key=lambda row: row.line) if refused else None
-        why = f"line {first.line}: {first.reason}" if first is not None else "it has no rows"
-        raise InputError(f"{cases}: no row could be predicted; {why}")
+        raise InputError(f"{cases}: no row could be predicted; {_reasons(refused) or 'it has no rows'}")
     return steps, points
 
 
-def _shipped(names: list[str]) -> tuple[list[Scores], list[PointScores]]:
+def _reasons(refused: Iterable[Unmapped]) -> str:
+    """Why rows are no case: the first line of each of the commonest reasons, and how many rows share it."""
+    lines: dict[str, list[int]] = {}
+    for row in sorted(refused, key=lambda row: row.line):
+        lines.setdefault(row.reason, []).append(row.line)
+    told = [
+        f"line {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}: {reason}"
+        for reason, found in sorted(lines.items(), key=lambda item: (-len(item[1]), item[1][0]))
+    ]
+    rest = [f"{len(told) - 3} other reasons"] if len(told) > 3 else []
+    return "; ".join(told[:3] + rest)
+
+
+def _shipped(names: list[str], calibrated: bool) -> tuple[list[Scores], list[PointScores]]:
     from clustersim.mistakes import near
     from clustersim.validate.board import validate
     from clustersim.validate.family import rows_of, shipped_families
@@ -123,7 +144,7 @@ def _shipped(names: list[str]) -> tuple[list[Scores], list[PointScores]]:
         (rows_of(family), family) for family in steps.values() if not names or family.name in names
     ]
     tell = screen.progress()
-    scores = validate(sets, tell)
+    scores = validate(sets, tell, calibrated=calibrated)
     found = []
     for family in points.values():
         if not names or family.name in names:
@@ -201,5 +222,7 @@ def _markdown(path: Path) -> str:
 
     try:
         return markdown(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; write one with --record") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is no record of scores ({error}); write one with --record") from None

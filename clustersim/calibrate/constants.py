@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 from clustersim.hardware.calibration import ConstantName, ScaleName, constant_of
 from clustersim.hardware.framework import Framework
@@ -22,10 +22,11 @@ STEP_PRIORS: dict[ConstantName, float] = {
     "compute_scale": 0.15,
     # How much of an unfused layer a framework fuses is not documented kernel by kernel.
     "scales.memory": 0.25,
-    "scales.softmax": 0.25,
+    # What a misaligned product costs is a fact of cuBLAS: from nearly nothing (its documentation of 11.0 on) to tensor
+    # cores left idle (a factor of 4 and more on an A100), about the 3 that is priced.
     "scales.misaligned": 0.6,
-    # Generations of fused attention kernels differ by a factor of up to 2.
-    "scales.attention": 0.35,
+    # A profile names the generation of the kernel. Versions of one generation differ by up to a quarter.
+    "scales.attention": 0.2,
     # NCCL of 2.7 and 2.27: 1 MiB in a node takes 93 and 39 us.
     "scales.tensor_parallel": 0.4,
     # Published allreduces between nodes reach 0.17 to 0.5 of the line rate where tables reach 0.5 to 0.9.
@@ -38,9 +39,24 @@ STEP_PRIORS: dict[ConstantName, float] = {
     "host.per_micro_batch": 1.0,
     "host.per_step": 1.5,
 }
-STEP_CONSTANTS: tuple[ConstantName, ...] = tuple(STEP_PRIORS)
+
+# Sets of constants that a fit may free, each a part of the next.
+Free = Literal["none", "compute_scale", "kernels", "kernels and messages", "all"]
+_KERNELS: tuple[ConstantName, ...] = ("compute_scale", "scales.memory", "scales.misaligned", "scales.attention")
+_MESSAGES: tuple[ConstantName, ...] = (
+    "scales.tensor_parallel", "scales.synchronisation", "scales.send", "overlap.compute_slowdown",
+)  # fmt: skip
+NESTED: dict[Free, tuple[ConstantName, ...]] = {
+    "none": (),
+    "compute_scale": ("compute_scale",),
+    "kernels": _KERNELS,
+    "kernels and messages": (*_KERNELS, *_MESSAGES),
+    "all": tuple(STEP_PRIORS),
+}
 
 _LARGEST_SCALE, _LARGEST_SLOWDOWN, _LONGEST_S = 30.0, 5.0, 1.0
+# Generations of fused attention are within a factor of 2 of each other; no version of one is further off.
+_LARGEST_ATTENTION = 2.0
 _SMALLEST_UNIT_S = 2e-5
 
 
@@ -73,7 +89,8 @@ def bounds(framework: Framework, name: ConstantName) -> tuple[float, float]:
     if name == "overlap.compute_slowdown":
         return 1.0, max(_LARGEST_SLOWDOWN, framework.overlap.compute_slowdown)
     if is_scale(name):
-        return -math.log(_LARGEST_SCALE), math.log(_LARGEST_SCALE)
+        largest = math.log(_LARGEST_ATTENTION if name == "scales.attention" else _LARGEST_SCALE)
+        return -largest, largest
     return 0.0, max(1.0, _LONGEST_S / unit_s(framework, name))
 
 

@@ -54,8 +54,8 @@ class Fit:
         self.observe = observe
         self.case_of = case_of
         self.start = np.array([coordinate(base, name, constant_of(base, name)) for name in self.names])
-        low, high = zip(*(bounds(base, name) for name in self.names), strict=True)
-        self.low, self.high = np.array(low), np.array(high)
+        edges = [bounds(base, name) for name in self.names]
+        self.low, self.high = np.array([low for low, _ in edges]), np.array([high for _, high in edges])
         self.widths = np.array([widths[name] for name in self.names])
         self.weight = weight
         self.precision = precision

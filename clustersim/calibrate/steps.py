@@ -1,31 +1,36 @@
 """calibrate_steps(): what a few measured step times say about a framework's constants on a kind of cluster.
 
-The fit minimises the squares of ln(predicted / measured), over what a step may be off by, with a normal prior on every
-constant (`STEP_PRIORS`): the most probable constants, which four to eight rows suffice for. What a step may be off by
-is found with them, from the residuals and the degrees of freedom that the rows leave; beyond 1.5 times that a residual
-counts linearly (Huber 1964), so that one odd row does not decide. The forward model is the simulator, followed by
-closed forms between simulations: estimate(x) * simulate(x0) / estimate(x0), simulated anew where the descent ended
-(space mapping, Bandler et al. 1994).
+The fit finds the most probable constants for ln(predicted / measured), off by Student's t, with a normal prior on every
+constant (`STEP_PRIORS`), which four to eight rows suffice for. What a step may be off by is found with them, from the
+median of the residuals and the degrees of freedom that the rows leave: a minority of odd rows moves neither. The first
+descent is in Huber's loss (1964), which has one minimum; as in Yohai's MM-estimates (1987), the other follows from
+there. The forward model is the simulator, followed by closed forms between simulations: estimate(x) * simulate(x0) /
+estimate(x0), simulated anew where the descent ended (space mapping, Bandler et al. 1994).
 
 A constant counts as identified if the rows narrow its prior to 0.8 of its width or less (they hold at least half as
 much information as the prior), and it does not end at the edge of what is possible. The others keep the value from
 before, the least determined one first, and the rest is fitted again.
+
+How many constants are free is chosen too, from the rows alone (`fit_nested`): none, one factor, those of kernels, those
+of messages besides, or all; the smallest set whose error, each row left out in turn, is within one standard error of
+the least (Breiman et al. 1984, section 3.4.3; Hastie, Tibshirani & Friedman 2009, section 7.10). None is an answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from clustersim.calibrate.constants import STEP_PRIORS
-from clustersim.calibrate.fit import Change, Fit, Floats, Solution
+from clustersim.calibrate.constants import NESTED, STEP_PRIORS, Free, coordinate
+from clustersim.calibrate.fit import Change, Floats, Solution
 from clustersim.calibrate.report import constant_at
+from clustersim.calibrate.robust import Linear, Robust, settle, spreads, trades
 from clustersim.errors import InputError
 from clustersim.estimate.estimate import estimate
-from clustersim.hardware.calibration import CalibratedStep, Calibration, ConstantName, Status, Trade
+from clustersim.hardware.calibration import CalibratedStep, Calibration, ConstantName, Status, Trade, constant_of
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.provenance import Provenance
 from clustersim.layout.layout import describe
@@ -34,14 +39,7 @@ from clustersim.program.lower import lower
 from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import simulate
 
-# A step of a model with the right constants is off by at least so much: other jobs, jitter, rounding in print.
-_LEAST_TOLERANCE = 0.02
-_FIRST_TOLERANCE = 0.05
-_HUBER = 1.5
 _ROUNDS = 2
-_NARROWED = 0.8
-_TRACELESS = 0.97
-_TRADING = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,9 @@ class Step:
 class StepFit:
     """What a fit to steps found. `change` applies it to a framework; `errors` are standard errors by coordinate;
     `tolerance` is what a step is off by after the fit; the errors of the steps (predicted / measured - 1) are simulated
-    before, and of the closed forms after, and with the row left out."""
+    before, and of the closed forms after. `left_out`: with the row left out and everything found anew, the closed forms
+    taken as straight lines. `free`: the set of constants chosen, and `inner` the mean error of every set, each row left
+    out in turn; empty where there was no choice."""
 
     change: Change
     solution: Solution
@@ -71,6 +71,8 @@ class StepFit:
     before: Floats
     after: Floats
     left_out: Floats
+    free: Free = "all"
+    inner: Mapping[Free, float] = field(default_factory=dict)
 
 
 class _Model:
@@ -80,7 +82,6 @@ class _Model:
         self.steps = steps
         self.measured = np.log([step.measured_s for step in steps])
         self.offset = np.zeros(len(steps))
-        self.tolerance = _FIRST_TOLERANCE
 
     def tie(self, change: Change, simulated_s: Sequence[float]) -> Floats:
         """Follow the closed forms from what was simulated there; the errors there."""
@@ -94,12 +95,6 @@ class _Model:
     def errors(self, change: Change) -> Floats:
         """ln(predicted / measured)."""
         return np.asarray(self._estimated(change) + self.offset - self.measured)
-
-    def residuals(self, change: Change) -> Floats:
-        """Signed roots of Huber's loss, whose squares add up to it."""
-        off = self.errors(change) / self.tolerance
-        size = np.abs(off)
-        return np.asarray(np.sign(off) * np.sqrt(np.where(size <= _HUBER, off * off, _HUBER * (2.0 * size - _HUBER))))
 
     def _estimated(self, change: Change) -> Floats:
         return np.log([
@@ -128,34 +123,52 @@ def fit_steps(
     descent, each but the last followed by a simulation of every step. O(constants^2) estimates of each step.
     """
     model = _Model(steps)
-    fit = Fit(steps[0].framework, priors, model.residuals, np.arange(len(steps)), weight=1.0, precision=1e-3)
+    fit = Robust(steps[0].framework, priors, model.errors, np.arange(len(steps)), weight=1.0, precision=1e-3)
     start = fit.change_to(fit.start)
     before = model.anchor(start) if shipped_s is None else model.tie(start, shipped_s)
-    fixed: dict[int, float] = {}
-    solution = fit.solve(fixed, fit.start)
-    trades: tuple[Trade, ...] = ()
-    for number in range(rounds):
-        if number:
-            model.anchor(fit.change_to(solution.values))
-        model.tolerance = _tolerance(fit, solution, model)
+    solution, fixed = settle(fit)
+    found = trades(fit, fit.start)
+    for _ in range(rounds - 1):
+        model.anchor(fit.change_to(solution.values))
         fit.forget()
-        solution = fit.solve(fixed, solution.values)
-        if number == 0:
-            trades = _trades(fit, solution)
-        solution = _without_unknown(fit, fixed, solution)
-    after = np.expm1(model.errors(fit.change_to(solution.values)))
-    spread = _spreads(fit, solution)
+        solution, fixed = settle(fit, solution, fixed)
+    spread = spreads(fit, solution)
     status: dict[ConstantName, Status] = {
         name: "kept" if index in fixed else "fitted" for index, name in enumerate(fit.names)
     }
-    left_out = [
-        math.expm1(model.errors(fit.change_to(fit.without(solution, index)))[index]) for index in range(len(steps))
-    ]
     return StepFit(
         change=fit.change_to(solution.values), solution=solution, names=fit.names,
         errors={name: spread.get(index, math.inf) for index, name in enumerate(fit.names)}, status=status,
-        trades=trades, tolerance=model.tolerance, before=before, after=after, left_out=np.array(left_out),
+        trades=tuple(pair for pair in found if "fitted" in (status[pair.one], status[pair.other])),
+        tolerance=fit.tolerance, before=before, after=np.expm1(fit.errors(solution.values)),
+        left_out=_left_out(fit, solution),
     )  # fmt: skip
+
+
+def _left_out(fit: Robust, solution: Solution) -> Floats:
+    """The error of every row under constants found without it. O(rows * constants^3) beside one slope of each."""
+    lines = Linear.of(fit, solution.values)
+    found = []
+    for row in range(len(lines.here)):
+        values = settle(lines.without_row(row))[0].values
+        found.append(float(lines.errors(values)[row]))
+    return np.expm1(found)
+
+
+def fit_nested(steps: Sequence[Step], *, shipped_s: Sequence[float] | None = None, rounds: int = _ROUNDS) -> StepFit:
+    """`fit_steps` of the smallest set of constants (`NESTED`) that errs no more than the best of them, but for one
+    standard error, on rows left out one at a time."""
+    seconds = [simulated_s(step, step.framework) for step in steps] if shipped_s is None else shipped_s
+    off: dict[Free, Floats] = {}
+    for free, names in NESTED.items():
+        found = fit_steps(steps, {name: STEP_PRIORS[name] for name in names}, shipped_s=seconds, rounds=1)
+        off[free] = np.abs(np.log1p(found.left_out))
+    inner = {free: float(each.mean()) for free, each in off.items()}
+    best = min(inner, key=lambda free: inner[free])
+    allowed = inner[best] + float(off[best].std(ddof=1)) / math.sqrt(len(steps))
+    chosen = next(free for free in NESTED if inner[free] <= allowed)
+    few = {name: STEP_PRIORS[name] for name in NESTED[chosen]}
+    return replace(fit_steps(steps, few, shipped_s=seconds, rounds=rounds), free=chosen, inner=inner)
 
 
 def calibrate_steps(steps: Sequence[Step], source: str) -> Calibration:
@@ -172,14 +185,21 @@ def calibrate_steps(steps: Sequence[Step], source: str) -> Calibration:
                 f"{source}: rows of {framework.name} on {' + '.join(nodes)} and of {step.framework.name} on "
                 f"{' + '.join(_nodes(step))}: calibrate each framework and kind of cluster on its own"
             )
-    found = fit_steps(steps)
+    found = fit_nested(steps)
     rows = zip(steps, found.before, found.after, found.left_out, strict=True)
+    at = dict(zip(found.names, found.solution.values.tolist(), strict=True))
     return Calibration(
         nodes=nodes,
         framework=framework.name,
         constants=tuple(
-            constant_at(framework, name, float(value), found.errors[name], found.status[name])
-            for name, value in zip(found.names, found.solution.values, strict=True)
+            constant_at(
+                framework,
+                name,
+                at.get(name, coordinate(framework, name, constant_of(framework, name))),
+                found.errors.get(name, math.inf),
+                found.status.get(name, "kept"),
+            )
+            for name in STEP_PRIORS
         ),
         steps=tuple(
             CalibratedStep(
@@ -202,56 +222,3 @@ def calibrate_steps(steps: Sequence[Step], source: str) -> Calibration:
 
 def _nodes(step: Step) -> tuple[str, ...]:
     return tuple(sorted({machine.node.name for machine in step.question.cluster.workers}))
-
-
-def _tolerance(fit: Fit, solution: Solution, model: _Model) -> float:
-    """What a step is off by: the residuals' spread over the degrees of freedom that the priors and rows leave."""
-    slopes = solution.jacobian
-    normal = slopes.T @ slopes
-    used = (
-        float(np.trace(np.linalg.solve(normal + np.diag(fit.ridge(solution.free)), normal))) if solution.free else 0.0
-    )
-    spare = max(1.0, len(solution.residuals) - used)
-    return max(_LEAST_TOLERANCE, model.tolerance * math.sqrt(float(solution.residuals @ solution.residuals) / spare))
-
-
-def _covariance(fit: Fit, solution: Solution) -> Floats:
-    """Of the free coordinates, given the rows and the priors."""
-    slopes = solution.jacobian
-    return np.asarray(np.linalg.inv(slopes.T @ slopes + np.diag(fit.ridge(solution.free))))
-
-
-def _spreads(fit: Fit, solution: Solution) -> dict[int, float]:
-    """The standard error of every free coordinate."""
-    if not solution.free:
-        return {}
-    return dict(zip(solution.free, np.sqrt(np.diag(_covariance(fit, solution))).tolist(), strict=True))
-
-
-def _trades(fit: Fit, solution: Solution) -> tuple[Trade, ...]:
-    """The pairs of constants that the rows do not tell apart."""
-    covariance = _covariance(fit, solution)
-    size = np.sqrt(np.diag(covariance))
-    correlation = covariance / np.outer(size, size)
-    return tuple(
-        Trade(one=fit.names[solution.free[i]], other=fit.names[solution.free[j]], correlation=float(correlation[i, j]))
-        for i in range(len(size)) for j in range(i + 1, len(size)) if abs(correlation[i, j]) > _TRADING
-    )  # fmt: skip
-
-
-def _without_unknown(fit: Fit, fixed: dict[int, float], solution: Solution) -> Solution:
-    """The solution with every constant that the rows say little about at its value from before."""
-    while solution.free:
-        doubts = {}
-        for index, error in _spreads(fit, solution).items():
-            value = solution.values[index]
-            at_edge = value <= fit.low[index] + 1e-9 or value >= fit.high[index] - 1e-9
-            doubts[index] = math.inf if at_edge else error / fit.widths[index]
-        # All that leave no trace at all go at once.
-        worst = max(doubts, key=lambda index: doubts[index])
-        if doubts[worst] <= _NARROWED:
-            break
-        gone = {index for index, doubt in doubts.items() if _TRACELESS < doubt < math.inf} | {worst}
-        fixed.update({index: float(fit.start[index]) for index in gone})
-        solution = fit.solve(fixed, solution.values)
-    return solution

@@ -77,24 +77,6 @@ def pairwise_all_to_all_s(n: int, size: float, alpha: float, rate: float) -> flo
     return (n - 1) * (alpha + size / (n * rate))
 
 
-def hierarchical_all_reduce_s(
-    g: int, nodes: int, size: float, near: tuple[float, float], far: tuple[float, float]
-) -> float:
-    """2(g-1)(alpha_i + M/(g B_i)) + 2(N-1)(alpha_e + M/(g N B_e)); `near` and `far` are (alpha, B)."""
-    inside = 2.0 * (g - 1) * (near[0] + size / (g * near[1]))
-    return inside + 2.0 * (nodes - 1) * (far[0] + size / (g * nodes * far[1]))
-
-
-def switch_all_reduce_s(size: float, alpha: float, rate: float) -> float:
-    """2 alpha + M/B: a switch that adds up; every rank sends M and receives M once (NVLink SHARP, SHARP)."""
-    return 2.0 * alpha + size / rate
-
-
-def least_all_reduce_s(n: int, size: float, alpha: float, rate: float) -> float:
-    """What no allreduce by ranks alone can beat: the larger of ceil(lg n) alpha and 2(n-1)/n M/B."""
-    return max(_lg(n) * alpha, 2.0 * (n - 1) / n * size / rate)
-
-
 def _lg(n: int) -> int:
     return (n - 1).bit_length()
 

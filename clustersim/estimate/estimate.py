@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clustersim.cluster.capacity import less_background
 from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.estimate.feeding import feeding_s
-from clustersim.estimate.passes import passes
+from clustersim.estimate.passes import Passes, passes
 from clustersim.estimate.pipeline import PipelineTimes, pipeline_times, stage_layers
 from clustersim.hardware.cost import device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
@@ -21,10 +21,9 @@ from clustersim.layout.divisions import SCHEDULES, holder_peers, local_peers
 from clustersim.layout.layout import AllReduce, ParameterServer, Scheme, Sharded
 from clustersim.layout.memory import StateBytes
 from clustersim.layout.space import Space
-from clustersim.workload.layer_kernels import accumulation_kernels, optimizer_kernels
+from clustersim.workload.layer_kernels import optimizer_kernels
 from clustersim.workload.model import vocab_per_rank
 from clustersim.workload.parameters import stage_parameters
-from clustersim.workload.sharding_kernels import sharding_kernels
 from clustersim.workload.training import STATE_TENSORS, Workload
 
 Floats = NDArray[np.float64]
@@ -57,44 +56,46 @@ def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Fram
     """
     cluster = less_background(cluster)
     divisions = space.divisions
-    priced = passes(workload, divisions, space.precision.gradient, cluster, framework)
-    pipeline = pipeline_times(workload, space, priced, cluster, framework)
     row = space.division
     elements, experts, mean_elements = _stage_elements(workload, space)
     tied = _tied_s(workload, space, cluster, framework)
-    step = np.empty(len(space))
-    exposed = np.empty(len(space))
-    synchronise = np.empty(len(space))
+    step, busy, bubble, exposed, synchronise, coverage = np.empty((6, len(space)))
+    # By what ranks share out of gradients and weights, as far as passes differ by it.
+    known: dict[int, tuple[Passes, PipelineTimes]] = {}
     for index, scheme in enumerate(space.schemes):
         rows = np.flatnonzero(space.scheme == index)
         if not len(rows):
             continue
         at = row[rows]
+        stage = scheme.stage if isinstance(scheme, Sharded) and scheme.stage >= 2 else 0
+        if stage not in known:
+            priced = passes(workload, divisions, space.precision.gradient, cluster, framework, stage)
+            known[stage] = priced, pipeline_times(workload, space, priced, cluster, framework)
+        priced, pipeline = known[stage]
         asked = _Asked(
             workload=workload, space=space, cluster=cluster, framework=framework, at=at, elements=elements[at],
             experts=experts[at], mean_elements=mean_elements[at],
         )  # fmt: skip
         total, shown = _synchronise(scheme, asked, pipeline)
+        # Kernels run slower beside what is hidden: what that adds is exposed in any case.
+        shown = np.maximum(shown, total * (1.0 - 1.0 / framework.overlap.compute_slowdown))
         stepping = _optimizer_s(scheme, asked)
         exposed[rows] = shown + tied[at]
         synchronise[rows] = total + tied[at]
         step[rows] = pipeline.total[at] + shown + tied[at] + stepping + framework.host.per_step_s
-        if isinstance(scheme, Sharded) and scheme.stage >= 2:
-            # Gradients are reduced after every micro-batch instead of summed.
-            step[rows] -= _accumulation_s(asked)
-        if (isinstance(scheme, Sharded) and scheme.stage == 3) != (framework.unsharding == "autocast"):
-            step[rows] += _unsharding_s(asked)
+        busy[rows], bubble[rows] = pipeline.busy[at], pipeline.total[at] - pipeline.busy[at]
+        coverage[rows] = priced.coverage[at]
     feeding = feeding_s(workload, divisions, cluster, framework.network_scale)[row]
     if workload.data is not None:
         # A batch that is read ahead holds a step up only where it takes longer.
         step = np.maximum(step, feeding) if workload.data.prefetch else step + feeding
     return Estimate(
         step_s=step,
-        busy_s=pipeline.busy[row],
-        bubble_s=pipeline.total[row] - pipeline.busy[row],
+        busy_s=busy,
+        bubble_s=bubble,
         exposed_s=exposed,
         synchronise_s=synchronise,
-        coverage=priced.coverage[row],
+        coverage=coverage,
         feeding_s=feeding,
     )
 
@@ -184,30 +185,6 @@ def _optimizer_s(scheme: Scheme, asked: _Asked) -> Floats:
     sizes, inverse = np.unique(np.ceil(stepped).astype(np.int64), return_inverse=True)
     seconds = [device_s(costs, optimizer_kernels(int(n), *how), asked.framework) for n in sizes]
     return np.array(seconds)[inverse]
-
-
-def _accumulation_s(asked: _Asked) -> Floats:
-    """What `passes` holds for summing the gradients of all micro-batches on the fullest stage."""
-    device, d = asked.cluster.workers[0].device, asked.space.divisions
-    assert device is not None
-    costs, types = device_costs(device.name), (asked.space.precision.compute, asked.space.precision.gradient)
-    sizes, inverse = np.unique(np.ceil(asked.elements + asked.experts).astype(np.int64), return_inverse=True)
-    each = [accumulation_kernels(int(n), *types, asked.framework.gradient_accumulation) for n in sizes]
-    seconds = np.array([device_s(costs, kernels, asked.framework) for kernels in each])[inverse]
-    count = d.micro_batches[asked.at]
-    return np.where(count > 1, count * seconds, 0.0)
-
-
-def _unsharding_s(asked: _Asked) -> Floats:
-    """Copies around the gathers and reductions of all micro-batches on the fullest stage."""
-    device, d = asked.cluster.workers[0].device, asked.space.divisions
-    assert device is not None
-    costs, types = device_costs(device.name), (asked.space.precision.compute, asked.space.precision.gradient)
-    sizes, inverse = np.unique(np.ceil(asked.elements + asked.experts).astype(np.int64), return_inverse=True)
-    each = [sharding_kernels(int(n), *types, asked.framework.unsharding) for n in sizes]
-    seconds = np.array([device_s(costs, ahead + behind, asked.framework) for ahead, behind in each])[inverse]
-    some = (d.replicas[asked.at] > 1) | (asked.framework.unsharding == "autocast")
-    return np.where(some, d.micro_batches[asked.at] * seconds, 0.0)
 
 
 def _synchronise(scheme: Scheme, asked: _Asked, pipeline: PipelineTimes) -> tuple[Floats, Floats]:

@@ -39,6 +39,7 @@ from clustersim.workload.layer_kernels import (
 )
 from clustersim.workload.model import with_rows
 from clustersim.workload.ring import ring_shifts
+from clustersim.workload.sharding_kernels import sharding_of
 from clustersim.workload.training import Workload
 
 Floats = NDArray[np.float64]
@@ -63,19 +64,24 @@ class Passes:
     coverage: Floats
 
 
-def passes(workload: Workload, divisions: Divisions, gradient: Dtype, cluster: Cluster, framework: Framework) -> Passes:
+def passes(
+    workload: Workload, divisions: Divisions, gradient: Dtype, cluster: Cluster, framework: Framework, stage: int
+) -> Passes:
     """Prices of every distinct (tp, micro-batch, sequence parallel, recompute, cp, ep, split or whole backward pass,
-    one or several micro-batches); one kernel sum each. `gradient`: the type in which gradients are summed."""
+    gradients summed or not, weights copied or not); one kernel sum each. `gradient`: the type in which gradients are
+    summed. `stage`: what ranks share out (0 or 1: no gradients and weights): from 2 on, gradients are reduced after
+    every micro-batch instead of summed; at 3, weights are gathered for every pass."""
     slowest = [device_costs(machine.device.name) for machine in cluster.workers if machine.device is not None]
     known: dict[tuple[int, ...], tuple[float, ...]] = {}
     rows = np.empty((11, len(divisions)))
     splitting = np.array([splits_backward(schedule) for schedule in SCHEDULES])[divisions.schedule]
     # How far apart neighbouring replicas are; without groups of them in a pass, that plays no role.
     apart = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp)
+    gathered = (divisions.replicas > 1) & (stage == 3)
     columns = (
         divisions.tp, divisions.micro_batch, divisions.sequence_parallel.astype(np.int64), divisions.recompute,
         divisions.cp, divisions.ep, np.where((divisions.cp > 1) | (divisions.ep > 1), apart, 0), splitting,
-        divisions.micro_batches > 1,
+        (divisions.micro_batches > 1) & (stage < 2), gathered != (framework.unsharding == "autocast"),
     )  # fmt: skip
     for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         if key not in known:
@@ -107,7 +113,8 @@ def _price(
     ep: int,
     apart: int,
     splitting: bool,
-    several: bool,
+    summed: bool,
+    copied: bool,
 ) -> tuple[float, ...]:
     model, training = workload.model, workload.training
     load = training.expert_load(ep)
@@ -139,10 +146,15 @@ def _price(
         for index, taken in zip((1, 3, 5), weights, strict=True):
             parts[index] = without(parts[index], taken)
     parts += weights
-    if several:
-        types = (dtype, gradient, framework.gradient_accumulation)
-        for index, of in enumerate(((1, False, False), (0, True, False), (0, False, True))):
-            parts[6 + index if splitting else 1 + 2 * index] += accumulation_of(model, *of, tp, ep, *types)
+    for index, of in enumerate(((1, False, False), (0, True, False), (0, False, True))):
+        behind = 6 + index if splitting else 1 + 2 * index
+        if summed:
+            parts[behind] += accumulation_of(model, *of, tp, ep, dtype, gradient, framework.gradient_accumulation)
+        # A tied head is gathered with the embedding.
+        if copied and not (of[2] and model.tied):
+            ahead, after = sharding_of(model, *of, tp, ep, dtype, gradient, framework.unsharding)
+            parts[2 * index] += ahead
+            parts[behind] += after
     width = activation_width(dtype)
     layer = tp_collectives(*shape, policy, width, load, BYTES_OF[dtype])
     embedding, head = embedding_collectives(*shape, width), head_collectives(*shape, width)
@@ -161,7 +173,7 @@ def _price(
             item.times * ring_s(machine, cluster, tp, item.kind, item.bytes)
             for item in items if item.kind in ("all_gather", "reduce_scatter")
         )  # fmt: skip
-        beside = costs.seconds(linear_layers(parts[index])) * framework.compute_scale * shared
+        beside = device_s(costs, linear_layers(parts[index]), framework) * shared
         # Kernels run slower while something is under way: what that adds is exposed in any case.
         hidden = min(overlap * pieces * framework.collective_scale("tp"), beside)
         network[index] -= hidden / framework.overlap.compute_slowdown

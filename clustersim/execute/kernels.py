@@ -182,7 +182,7 @@ def _passes(n: int, dtype: Dtype, device: torch.device) -> dict[MemoryOp, tuple[
         "rotary": (_Pass(2 * n * e, lambda: torch.cat((half[:, :1] * 0.5 - half[:, 1:], half[:, 1:] * 0.5), 1)),),
         "bias": (_Pass(n * e, lambda: gradient.sum(0)),),
         "embedding": both(lambda: F.embedding(tokens, table), (table,), 2 * n * e, 3 * n * e + 256 * _ROW * e),
-        "cross_entropy": both(lambda: F.cross_entropy(logits, labels, reduction="sum"), (logits,), 32 * n, 8 * n),
+        "cross_entropy": both(lambda: F.cross_entropy(logits, labels, reduction="sum"), (logits,), 16 * n, 20 * n),
         "optimizer": (_Pass(28 * n, lambda: optimizer.step([moment])),),
         "reduce": (_Pass(3 * n * e, lambda: plain.add_(other)),),
         "cast": (_Pass(12 * n, lambda: master.double()),) if e == 4 else (_Pass((e + 4) * n, lambda: plain.float()),),

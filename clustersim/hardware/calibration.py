@@ -15,8 +15,8 @@ from clustersim.units import FILE, Fraction, Positive, Seconds
 
 # Constants of a framework by their keys in its file.
 ScaleName = Literal[
-    "compute_scale", "network_scale", "overlap.compute_slowdown", "scales.memory", "scales.softmax",
-    "scales.misaligned", "scales.attention", "scales.tensor_parallel", "scales.synchronisation", "scales.send",
+    "compute_scale", "network_scale", "overlap.compute_slowdown", "scales.memory", "scales.misaligned",
+    "scales.attention", "scales.tensor_parallel", "scales.synchronisation", "scales.send",
 ]  # fmt: skip
 TimeName = Literal[
     "host.per_layer_forward", "host.per_layer_backward", "host.per_micro_batch", "host.per_step", "host.per_collective"
@@ -145,8 +145,6 @@ def with_constant(framework: Framework, name: ConstantName, value: float) -> Fra
             return replace(framework, overlap=replace(framework.overlap, compute_slowdown=value))
         case "scales.memory":
             return replace(framework, scales=replace(framework.scales, memory=value))
-        case "scales.softmax":
-            return replace(framework, scales=replace(framework.scales, softmax=value))
         case "scales.misaligned":
             return replace(framework, scales=replace(framework.scales, misaligned=value))
         case "scales.attention":
@@ -182,8 +180,6 @@ def constant_of(framework: Framework, name: ConstantName) -> float:
             return framework.overlap.compute_slowdown
         case "scales.memory":
             return framework.scales.memory
-        case "scales.softmax":
-            return framework.scales.softmax
         case "scales.misaligned":
             return framework.scales.misaligned
         case "scales.attention":

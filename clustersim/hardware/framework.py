@@ -54,7 +54,6 @@ class Scales:
     """Factors on what is priced, by its kind, besides those on all kernels and all messages: 1 unless calibrated.
 
     `memory`: kernels that memory traffic rules (normalisation, activation, softmax, dropout, optimizer, ...);
-    `softmax`: further factor on softmax and dropout of their own kernels, in unfused attention for the most part;
     `misaligned`: products whose rows break the tensor cores' alignment; `attention`: fused attention kernels;
     `tensor_parallel`: collectives of tensor-parallel groups;
     `synchronisation`: collectives of gradients and weights; `send`: sends between pipeline stages.
@@ -62,7 +61,6 @@ class Scales:
 
     __pydantic_config__: ClassVar[Any] = FILE
     memory: Positive = 1.0
-    softmax: Positive = 1.0
     misaligned: Positive = 1.0
     attention: Positive = 1.0
     tensor_parallel: Positive = 1.0

@@ -12,13 +12,8 @@ import math
 from dataclasses import dataclass
 
 
-def mm1_wait_s(arrivals_per_s: float, service_s: float) -> float:
-    """M/M/1: mean time in the queue, rho s / (1 - rho); the response, with service, is 1 / (mu - lambda)."""
-    return mg1_wait_s(arrivals_per_s, service_s, 2.0 * service_s**2)
-
-
 def md1_wait_s(arrivals_per_s: float, service_s: float) -> float:
-    """M/D/1: mean time in the queue, rho s / (2 (1 - rho)): half of M/M/1's."""
+    """M/D/1: mean time in the queue, rho s / (2 (1 - rho)): half of what M/M/1 waits."""
     return mg1_wait_s(arrivals_per_s, service_s, service_s**2)
 
 

@@ -28,6 +28,6 @@ def _factor(kernel: Kernel, scales: Scales) -> float:
         case Attention():
             return scales.attention
         case Memory():
-            return scales.memory * scales.softmax if kernel.op in ("softmax", "dropout") else scales.memory
+            return scales.memory
         case _:
             assert_never(kernel)

@@ -137,12 +137,3 @@ def _zero_bubble_v(chunks: tuple[int, ...], stages: int, stage: int, count: int)
         while left(chunk, "weight-gradient"):
             run(chunk, "weight-gradient")
     return result
-
-
-def in_flight(order: list[Turn]) -> int:
-    """The largest number of forward passes whose backward has not run yet (docs/laws.md, P13)."""
-    peak = held = 0
-    for turn in order:
-        held += {"forward": 1, "backward": -1}.get(turn.phase, 0)
-        peak = max(peak, held)
-    return peak

@@ -32,6 +32,8 @@ def calibrated_screen(scores: Sequence[CalibratedScore]) -> Group:
         found.append(Text(f"{one.family}, {one.cluster}: {_constants(one.constants)}"))
         for pair in one.trades:
             found.append(Text(f"  {pair.one} and {pair.other} trade (correlation {pair.correlation:+.2f})"))
+        errors = ", ".join(f"{free} {percent(error)}" for free, error in one.inner.items())
+        found.append(Text(f"  free: {one.free}; each calibrated row left out in turn: {errors}"))
     few = [f"{one.family} ({one.cluster})" for one in scores if one.method == "too few"]
     parts: list[RenderableType] = [
         table, Text(), Text("Constants over those shipped (the others keep theirs: not identified)", style="bold"),
@@ -51,7 +53,15 @@ def left_out_screen(found: Sequence[LeftOut]) -> Group:
     for one in found:
         table.add_row(one.source, "as shipped", *_figures(one.shipped))
         table.add_row("", f"on {one.fitted} of others", *_figures(one.left_out))
-        lines.append(Text(f"{one.source}, fitted to {', '.join(one.others)}: {_constants(one.constants)}"))
+        what = one.learned
+        told = "" if what.per_layer_identified else " (not identified: known in general)"
+        spread = "" if what.jitter_identified else " (not identified)"
+        lines.append(
+            Text(
+                f"without {one.source}: an eager layer takes the host {1e3 * what.per_layer_s:.2f} ms each way{told}; "
+                f"jitter {percent(what.jitter)}{spread}"
+            )
+        )
     return Group(table, Text(), *lines)
 
 
@@ -81,7 +91,7 @@ def _figures(figures: Summary) -> tuple[str, ...]:
 
 def _constants(constants: Sequence[Constant]) -> str:
     if not constants:
-        return "none identified"
+        return "kept as shipped"
     return ", ".join(f"{one.name} {one.value:.2f} ± {one.error:.2f}" for one in constants)
 
 

@@ -204,13 +204,18 @@ def _mark(shape: Mark) -> str:
     return f'<polygon points="{points}" fill={quoteattr(shape.colour)}{opacity}>{hint}</polygon>'
 
 
+def check(path: Path) -> None:
+    """UsageError where a drawing cannot be written to a file of this name."""
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"{path}: a picture is an .svg or a .png file; name one")
+
+
 def write(drawing: Drawing, path: Path) -> None:
     """Write a drawing as SVG or PNG, by the suffix of `path`; whole or not at all."""
     from clustersim import files
 
+    check(path)
     if path.suffix == ".svg":
         files.write_text(path, drawing.svg())
-    elif path.suffix == ".png":
-        files.write_bytes(path, drawing.png())
     else:
-        raise UsageError(f"{path}: a picture is an .svg or a .png file; name one")
+        files.write_bytes(path, drawing.png())

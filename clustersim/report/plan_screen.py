@@ -87,7 +87,7 @@ def ranking(plan: Plan, top: int) -> Table:
     others = [best for best in plan.best_of_family if best.layout not in [candidate.layout for candidate in shown]]
     if others:
         table.add_section()
-    for best in others:
+    for best in sorted(others, key=lambda candidate: _score(plan, candidate)):
         place = next((n for n, other in enumerate(plan.ranking, start=1) if other.layout == best.layout), None)
         tie = place is not None and place <= plan.tied
         row = _row(plan, best, _score(plan, best) / least, tie=tie)
@@ -173,7 +173,7 @@ def ties(plan: Plan) -> list[str]:
     if plan.tied == 1:
         return [f"No tie: all others are further off than {apart}."] if len(plan.ranking) > 1 else []
     others = "layouts 1 and 2 are" if plan.tied == 2 else f"layouts 1 to {plan.tied} are"
-    return [f"Tie: {others} within what the model can tell apart ({apart}); the first is predicted best."]
+    return [f"Tie: {others} closer than the model can tell apart ({apart}); the first is predicted best."]
 
 
 def _input_binds(plan: Plan, best: Candidate) -> list[str]:

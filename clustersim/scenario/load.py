@@ -19,10 +19,11 @@ def load_scenario(path: str | Path) -> Question:
     return question(tree, str(where), places)
 
 
-def question(tree: Any, name: str, places: files.Located | None = None) -> Question:
-    """The plain data of a scenario, validated and looked up; its what-if entries too, so that none fails later."""
+def question(tree: Any, name: str, places: files.Located | None = None, *, calibrated: bool = True) -> Question:
+    """The plain data of a scenario, validated and looked up; its what-if entries too, so that none fails later.
+    `calibrated` False: under its framework as shipped, whatever calibration there is."""
     scenario: Scenario = files.validated(Scenario, tree, name, places)
-    found = resolve(scenario, name=name, places=places)
+    found = resolve(scenario, name=name, places=places, calibrated=calibrated)
     for index, entry in enumerate(scenario.what_if):
         try:
             with_settings(scenario, entry)

@@ -45,10 +45,13 @@ class Question:
     digests: dict[str, str]
 
 
-def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located | None = None) -> Question:
+def resolve(
+    scenario: Scenario, *, name: str = "scenario", places: files.Located | None = None, calibrated: bool = True
+) -> Question:
     """Look up every profile and the model that `scenario` names. Reads profile files; ScenarioError on a bad name.
 
-    Where runs of the framework on these kinds of nodes were calibrated, the framework carries what they found.
+    Where runs of the framework on these kinds of nodes were calibrated, the framework carries what they found, unless
+    it is to be as shipped (`calibrated` False).
     """
 
     def wrong(path: tuple[str | int, ...], message: str) -> ScenarioError:
@@ -170,7 +173,9 @@ def resolve(scenario: Scenario, *, name: str = "scenario", places: files.Located
     if found is not None:
         raise wrong(("layout", found[0]), found[1])
     digests[f"frameworks/{framework.name}"] = files.digest(framework)
-    calibration = looked_up(("framework",), lambda: find_calibration(spec.nodes, framework.name))
+    calibration = (
+        looked_up(("framework",), lambda: find_calibration(spec.nodes, framework.name)) if calibrated else None
+    )
     if calibration is not None:
         digests[f"calibrations/{calibration.name}"] = files.digest(calibration)
         framework = calibration.applied(framework)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clustersim.hardware.calibration import find_calibration
+from clustersim.hardware.calibration import Calibration, find_calibration
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.intervals import Feature, Interval, Kind, Outside, load_intervals
@@ -35,8 +35,13 @@ def _layers_of(framework: Framework) -> Feature:
 
 def interval_of(question: Question) -> Interval:
     """The 90 % interval of a step time on the cluster of `question`, relative to the predicted one."""
-    calibration = find_calibration(question.scenario.cluster.nodes, question.framework.name)
-    return load_intervals().interval(kind_of(question), calibration)
+    return load_intervals().interval(kind_of(question), _calibration(question))
+
+
+def _calibration(question: Question) -> Calibration | None:
+    """The one that the question's framework carries; None where it is as shipped."""
+    found = find_calibration(question.scenario.cluster.nodes, question.framework.name)
+    return found if found is not None and f"calibrations/{found.name}" in question.digests else None
 
 
 def schemes_of(layout: Layout) -> tuple[str, ...]:
@@ -54,7 +59,7 @@ def outside_of(
     """In what a prediction leaves what was measured or validated. O(distinct kernels)."""
     known = load_intervals()
     kind = kind_of(question)
-    calibrated = find_calibration(question.scenario.cluster.nodes, question.framework.name) is not None
+    calibrated = _calibration(question) is not None
     capacity = min(m.device.memory_bytes for m in question.cluster.workers if m.device is not None)
     tests = {
         Outside.roofline_device: kind[0] == "roofline kernels",
@@ -72,8 +77,7 @@ def outside_of(
 
 def _estimated(framework: Framework) -> bool:
     """Whether nobody measured or fitted the host's times, which rule small models."""
-    found = framework.calibrated.values()
-    return all(provenance.method == "estimate" for provenance in found)
+    return framework.calibrated.get("host", framework.provenance).method == "estimate"
 
 
 def _costs(question: Question) -> list[DeviceCosts]:

@@ -7,6 +7,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -198,6 +199,13 @@ def _simulate_row(found: Survey, row: int) -> Candidate:
 _shared: dict[int, Survey] = {}
 
 
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to handle, which drops what waits: a worker that took it for the error of its task, or
+    died of it with the queue in its hands, would leave the others waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+
+
 def _simulate_shared(task: tuple[int, int]) -> Candidate:
     return _simulate_row(_shared[task[0]], task[1])
 
@@ -214,7 +222,7 @@ def _simulated(found: list[tuple[Survey, int]], workers: int, progress: Progress
         # The longest first, so that no process is left alone with one at the end.
         order = sorted(range(len(tasks)), key=lambda index: (-_work_of(*found[index]), index))
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
             longest_first = pool.map(_simulate_shared, [tasks[index] for index in order])
             done = dict(zip(order, _counted(longest_first, len(tasks), progress), strict=True))
         return [done[index] for index in range(len(tasks))]

@@ -1,4 +1,4 @@
-"""Random draws by counter, the slowest of many, and closed forms for it."""
+"""Random draws by counter, and the slowest of many."""
 
 from __future__ import annotations
 
@@ -104,34 +104,3 @@ class Draws:
     def _quantile(self, of: Floats) -> Floats:
         # A float just below 1 where rounding reached it: no quantile is infinite.
         return self.shape.quantile(np.clip(of, 1e-300, _BELOW_ONE))
-
-
-# ------------------------------------------------------------------------------------------------------ closed forms
-
-
-def harmonic(n: int) -> float:
-    """1 + 1/2 + ... + 1/n: the expected largest of n exponential draws of mean 1."""
-    return math.fsum(1.0 / k for k in range(1, n + 1))
-
-
-def expected_with_backups(workers: int, backups: int) -> float:
-    """The expected time until `workers` of workers + backups exponential draws of mean 1 are over: H_(N+b) - H_b.
-
-    Backup workers (Chen et al. 2016): the slowest b are not waited for.
-    """
-    return harmonic(workers + backups) - harmonic(backups)
-
-
-def slowest_of_normals(n: int, mean: float, sigma: float) -> float:
-    """mean + sigma sqrt(2 ln n): where the largest of n normal draws goes as n grows, from below."""
-    return mean + sigma * math.sqrt(2.0 * math.log(n))
-
-
-def expected_slowest(shape: Distribution, n: int) -> float:
-    """The mean of the largest of n draws: the integral of F^-1(v^(1/n)) over v, by the double exponential rule."""
-    t = np.linspace(-3.6, 3.6, 289)
-    bent = 0.5 * math.pi * np.sinh(t)
-    v = 1.0 / (1.0 + np.exp(-2.0 * bent))
-    weights = math.pi * np.cosh(t) * v * (1.0 - v) * (t[1] - t[0])
-    inside = np.clip(v ** (1.0 / n), 1e-300, _BELOW_ONE)
-    return float((shape.quantile(inside) * weights).sum())

@@ -23,15 +23,18 @@ class Scores:
     memory: MemorySummary | None
 
 
-def validate(sets: Sequence[tuple[Rows, Family | None]], tell: Callable[[str], None]) -> list[Scores]:
-    """Predict every case of every set. Minutes for all shipped families; progress goes to `tell`."""
+def validate(
+    sets: Sequence[tuple[Rows, Family | None]], tell: Callable[[str], None], *, calibrated: bool = False
+) -> list[Scores]:
+    """Predict every case of every set, as shipped or with the user's calibrations (`calibrated`). Minutes for all
+    shipped families; progress goes to `tell`."""
     result = []
     for rows, family in sets:
 
         def say(message: str, name: str = rows.name) -> None:
             tell(f"{name}: {message}")
 
-        found = list(score_all(rows.cases, say))
+        found = list(score_all(rows.cases, say, calibrated=calibrated))
         scored = tuple(each for each in found if isinstance(each, Scored))
         refused = tuple(each for each in found if isinstance(each, Unmapped))
         result.append(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from clustersim.calibrate.constants import STEP_PRIORS, Free
 from clustersim.calibrate.fit import Change
-from clustersim.calibrate.steps import Step, StepFit, fit_steps, simulated_s
+from clustersim.calibrate.steps import Step, StepFit, fit_nested, simulated_s
 from clustersim.errors import ClustersimError
 from clustersim.estimate.estimate import estimate
 from clustersim.hardware.calibration import ConstantName, Trade
-from clustersim.hardware.load import load_framework
 from clustersim.layout.space import layouts
 from clustersim.scenario.load import question
 from clustersim.search.search import choices_of
@@ -50,7 +50,9 @@ class CalibratedScore:
     time where `method` is leave-one-out), and the figures of the others, as shipped and calibrated. `repeats`: of the
     rows; `stated`: what is known of the spread of repeated measurements where rows do not repeat.
 
-    `constants` were identified (in a fit to all rows where one is left out at a time); `kept` were not.
+    `free`: the set of constants that the calibrated rows chose (none: the profile stays as shipped), and `inner` the
+    mean error of each set among those rows alone, one left out at a time. `constants` were identified; `kept` were not.
+    Where one configuration is left out at a time, these are of a fit to all rows.
     """
 
     family: str
@@ -63,6 +65,8 @@ class CalibratedScore:
     stated: float | None
     constants: tuple[Constant, ...]
     kept: tuple[ConstantName, ...]
+    free: Free
+    inner: Mapping[Free, float]
     trades: tuple[Trade, ...]
     rows: tuple[Scored, ...]
     fitted_on: tuple[str, ...]
@@ -71,16 +75,15 @@ class CalibratedScore:
 def step_of(case: Case) -> Step | Unmapped:
     """A case as a step to calibrate on, under its framework as shipped; why not, where the product refuses it."""
     try:
-        asked = question(case.scenario, case.id)
-        framework = load_framework(asked.framework.name)
-        space = layouts(asked.workload, asked.cluster, framework, choices_of(asked))
+        asked = question(case.scenario, case.id, calibrated=False)
+        space = layouts(asked.workload, asked.cluster, asked.framework, choices_of(asked))
         if not len(space):
             raise ClustersimError("the layout is not legal here")
-        best = int(np.argmin(estimate(asked.workload, space, asked.cluster, framework).step_s))
+        best = int(np.argmin(estimate(asked.workload, space, asked.cluster, asked.framework).step_s))
     except ClustersimError as error:
         return Unmapped(id=case.id, line=case.line, reason=str(error).removeprefix(f"{case.id}: "))
     return Step(
-        name=case.id, question=asked, framework=framework, space=space.subset(np.array([best])),
+        name=case.id, question=asked, framework=asked.framework, space=space.subset(np.array([best])),
         measured_s=case.measured_s,
     )  # fmt: skip
 
@@ -133,7 +136,7 @@ def _scored(task: _Task) -> CalibratedScore | None:
         return _leave_one_out(family, cluster, mapped, steps)
     chosen = spread_out(steps, k)
     known = {configuration(mapped[index]) for index in chosen}
-    fit = fit_steps([steps[index] for index in chosen])
+    fit = fit_nested([steps[index] for index in chosen])
     others = [case for case in mapped if configuration(case) not in known]
     shipped, calibrated = scored_both((case, fit.change) for case in others)
     names = tuple(mapped[index].id for index in chosen)
@@ -147,11 +150,11 @@ def _leave_one_out(family: str, cluster: str, mapped: list[Case], steps: list[St
     fits = {}
     for left in dict.fromkeys(names):
         kept = [index for index, name in enumerate(names) if name != left]
-        fits[left] = fit_steps([steps[i] for i in kept], shipped_s=[shipped_s[i] for i in kept], rounds=1)
+        fits[left] = fit_nested([steps[i] for i in kept], shipped_s=[shipped_s[i] for i in kept], rounds=1)
     shipped, calibrated = scored_both((case, fits[name].change) for case, name in zip(mapped, names, strict=True))
     return _result(
         family, cluster, "leave-one-out", len(mapped) - 1, mapped, shipped, calibrated,
-        fit_steps(steps, shipped_s=shipped_s, rounds=1), (),
+        fit_nested(steps, shipped_s=shipped_s, rounds=1), (),
     )  # fmt: skip
 
 
@@ -181,7 +184,8 @@ def _result(
         family=family, cluster=cluster, method=method, k=k, shipped=summary(shipped) if shipped else None,
         calibrated=summary(calibrated) if calibrated else None, repeats=repeats(mapped), stated=None,
         constants=constants_of(fit) if fit is not None else (),
-        kept=tuple(name for name in fit.names if fit.status[name] == "kept") if fit is not None else (),
+        kept=tuple(n for n in STEP_PRIORS if fit.status.get(n, "kept") == "kept") if fit is not None else (),
+        free=fit.free if fit is not None else "none", inner=fit.inner if fit is not None else {},
         trades=fit.trades if fit is not None else (), rows=tuple(calibrated), fitted_on=names,
     )  # fmt: skip
 

@@ -33,6 +33,11 @@ class Case:
         """The kinds of nodes and the framework: what constants may be calibrated for."""
         return f"{'+'.join(self.scenario['cluster']['nodes'])}--{self.scenario['framework']}"
 
+    @property
+    def group(self) -> str:
+        """What layouts of one model, framework, cluster and batch share: the scenario without its name and layout."""
+        return repr(sorted((key, repr(value)) for key, value in self.scenario.items() if key not in ("name", "layout")))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmapped:

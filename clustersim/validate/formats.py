@@ -45,6 +45,9 @@ def _lacking(columns: Sequence[str]) -> str:
     times = {"sec_per_iter", "iteration_ms", "time_s", "time_us", "latency_us", "images_per_s", "value", "tokens_per_s"}
     if not times & set(columns):
         return "none of them holds a measured time or rate: there is nothing to score"
+    lacking = training_rows.lacking(columns)
+    if 0 < len(lacking) <= 2:
+        return f"for training steps it lacks {' and '.join(lacking)}"
     return "training steps have gpus, gbs, hidden and layers; collectives have collective, size_bytes and ranks"
 
 

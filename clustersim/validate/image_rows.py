@@ -18,16 +18,14 @@ import numpy as np
 from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.cluster.load import load_fabric, load_machine
 from clustersim.cluster.node import Host, Interconnect
-from clustersim.errors import ClustersimError
 from clustersim.hardware.load import load_framework, load_link
 from clustersim.layout.layout import Mesh
 from clustersim.program.program import CollectiveKind, Exchange, Position, Program, ServerShare, Update
 from clustersim.simulate.simulate import simulate
 from clustersim.timeline import OpId
 from clustersim.units import human_bytes
-from clustersim.validate.case import Unmapped
 from clustersim.validate.collective_answer import Asked, answer, links_spread
-from clustersim.validate.point import Point, Points
+from clustersim.validate.point import Point, Points, each_point
 from clustersim.validate.rows import Missing, Row, first_match
 
 COLUMNS = frozenset({
@@ -78,14 +76,7 @@ def is_images(columns: Sequence[str]) -> bool:
 def image_points(name: str, rows: Sequence[Row]) -> Points:
     """Every row of several GPUs predicted from that of one GPU."""
     alone = {_question(row): row for row in rows if row.text("gpus_total") in ("1", "1.0")}
-    points, unmapped = [], []
-    for row in rows:
-        label = row.text("id") or f"line {row.line}"
-        try:
-            points.append(_point(row, label, alone))
-        except (Missing, ClustersimError) as reason:
-            unmapped.append(Unmapped(id=label, line=row.line, reason=str(reason)))
-    return Points(name=name, points=tuple(points), unmapped=tuple(unmapped))
+    return each_point(name, rows, lambda row, label: _point(row, label, alone))
 
 
 def _question(row: Row) -> tuple[str | None, ...]:
@@ -95,7 +86,7 @@ def _question(row: Row) -> tuple[str | None, ...]:
 def _point(row: Row, label: str, alone: Mapping[tuple[str | None, ...], Row]) -> Point:
     gpus, batch = row.required_count("gpus_total"), row.required_count("batch_per_gpu")
     if gpus == 1:
-        raise Missing("one GPU synchronises nothing: the compute of the rows of more GPUs")
+        raise Missing("one GPU synchronises nothing: its row is the compute of rows of more GPUs")
     baseline = alone.get(_question(row))
     if baseline is None:
         raise Missing("no row of one GPU of the same system, model, batch and data: the compute is not known")

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import cast
 
 from clustersim.cluster.load import load_node
-from clustersim.errors import ClustersimError
 from clustersim.hardware.cost import device_costs, load_device
 from clustersim.hardware.curve import effective_rate, step_seconds
 from clustersim.hardware.intervals import load_intervals
 from clustersim.hardware.kernel import Dtype, Gemm, Memory, MemoryOp
 from clustersim.hardware.load import load_link
-from clustersim.validate.case import Unmapped
 from clustersim.validate.collective_rows import source_of
-from clustersim.validate.point import Point, Points, Unit
+from clustersim.validate.point import Point, Points, Unit, each_point
 from clustersim.validate.rows import Missing, Row, first_match
 from clustersim.validate.training_rows import NODES
 
@@ -45,14 +43,7 @@ def is_microbench(columns: Sequence[str]) -> bool:
 
 def microbench_points(name: str, rows: Sequence[Row]) -> Points:
     """Every row predicted that measures what a profile states."""
-    points, unmapped = [], []
-    for row in rows:
-        label = row.text("id") or f"{row.text('system') or 'line'}:{row.line}"
-        try:
-            points.append(_point(row, label))
-        except (Missing, ClustersimError) as reason:
-            unmapped.append(Unmapped(id=label, line=row.line, reason=str(reason)))
-    return Points(name=name, points=tuple(points), unmapped=tuple(unmapped))
+    return each_point(name, rows, _point)
 
 
 def _point(row: Row, label: str) -> Point:

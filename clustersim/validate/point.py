@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clustersim.errors import ClustersimError
 from clustersim.validate.case import Unmapped
+from clustersim.validate.rows import Missing, Row
 
 Unit = Literal["s", "B/s", "FLOP/s"]
 
@@ -59,3 +62,15 @@ class Points:
     name: str
     points: tuple[Point, ...]
     unmapped: tuple[Unmapped, ...]
+
+
+def each_point(name: str, rows: Sequence[Row], predict: Callable[[Row, str], Point]) -> Points:
+    """Every row predicted by `predict` (of the row and what it is called), or the reason why it is not."""
+    points, unmapped = [], []
+    for row in rows:
+        label = row.text("id") or f"line {row.line}"
+        try:
+            points.append(predict(row, label))
+        except (Missing, ClustersimError) as reason:
+            unmapped.append(Unmapped(id=label, line=row.line, reason=str(reason)))
+    return Points(name=name, points=tuple(points), unmapped=tuple(unmapped))

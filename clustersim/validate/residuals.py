@@ -54,16 +54,11 @@ def source_of(family: Family, case: Case) -> str:
     return f"{publisher} on {'+'.join(case.scenario['cluster']['nodes'])}"
 
 
-def group_of(case: Case) -> str:
-    """What layouts of one model, cluster and batch share: everything of the scenario but its name and its layout."""
-    return repr(sorted((key, repr(value)) for key, value in case.scenario.items() if key not in ("name", "layout")))
-
-
 def some_of(cases: Sequence[Case], count: int) -> list[Case]:
     """About `count` of the cases, evenly over them, by whole groups: pairs within a group stay together."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
-        groups[group_of(case)].append(case)
+        groups[case.group].append(case)
     every = max(1, math.ceil(len(cases) / count))
     return [case for group in list(groups.values())[::every] for case in group]
 
@@ -116,7 +111,7 @@ def _residuals(rows: Iterable[tuple[Family, Scored]]) -> list[Residual]:
     for family, each in rows:
         result.append(
             Residual(
-                source=source_of(family, each.case), kind=each.kind, group=group_of(each.case), layout=each.layout,
+                source=source_of(family, each.case), kind=each.kind, group=each.case.group, layout=each.layout,
                 value=math.log(each.case.measured_s / each.predicted_s),
             )
         )  # fmt: skip

@@ -70,6 +70,10 @@ def read_rows(path: Path, defaults: Mapping[str, str] | None = None) -> tuple[tu
     """(column names, rows) of a CSV file. InputError where it cannot be read as one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name the file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write a UTF-8 CSV file") from None
     reader = csv.reader(io.StringIO(text))

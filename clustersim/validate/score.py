@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,10 +61,10 @@ class Scored:
         return self.low_s <= self.case.measured_s <= self.high_s
 
 
-def asked(case: Case, framework: Framework | None = None) -> tuple[Question, Layout, DeviceUse, float]:
+def asked(case: Case, *, calibrated: bool = False) -> tuple[Question, Layout, DeviceUse, float]:
     """(question, layout, memory, coverage) of a case; ClustersimError where the product refuses it. What the row leaves
-    open (stage boundaries) is as fast as fits."""
-    found = question(case.scenario, case.id)
+    open (stage boundaries) is as fast as fits. `calibrated`: with the user's calibration, where there is one."""
+    found = question(case.scenario, case.id, calibrated=calibrated)
     space = layouts(found.workload, found.cluster, found.framework, choices_of(found))
     if not len(space):
         raise ClustersimError("the layout is not legal here")
@@ -76,10 +77,13 @@ def asked(case: Case, framework: Framework | None = None) -> tuple[Question, Lay
     return found, space.layout(row), memory, float(estimated.coverage[row])
 
 
-def score(case: Case, framework: Callable[[Framework], Framework] | None = None) -> Scored | Unmapped:
-    """Predict one case. `framework` may replace constants of the framework (a calibration, an ablation)."""
+def score(
+    case: Case, framework: Callable[[Framework], Framework] | None = None, *, calibrated: bool = False
+) -> Scored | Unmapped:
+    """Predict one case as shipped, or with the user's calibrations (`calibrated`). `framework` may replace constants
+    of the framework besides (a fit, an ablation)."""
     try:
-        found, layout, memory, coverage = asked(case)
+        found, layout, memory, coverage = asked(case, calibrated=calibrated)
         software = found.framework if framework is None else framework(found.framework)
         program = lower(found.workload, layout, software, found.cluster.devices_per_node)
         step = simulate(program, found.cluster, software).step_s
@@ -96,16 +100,19 @@ def score(case: Case, framework: Callable[[Framework], Framework] | None = None)
     )  # fmt: skip
 
 
-def score_all(cases: Sequence[Case], tell: Callable[[str], None]) -> Iterator[Scored | Unmapped]:
+def score_all(
+    cases: Sequence[Case], tell: Callable[[str], None], *, calibrated: bool = False
+) -> Iterator[Scored | Unmapped]:
     """Predict all cases, on all cores; in order. Progress goes to `tell`."""
+    each = functools.partial(score, calibrated=calibrated)
     workers = min(os.cpu_count() or 1, max(1, len(cases) // 8))
     begun = time.perf_counter()
     if workers == 1:
-        results: Iterable[Scored | Unmapped] = map(score, cases)
+        results: Iterable[Scored | Unmapped] = map(each, cases)
         yield from _told(results, len(cases), begun, tell)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from _told(pool.map(score, cases, chunksize=4), len(cases), begun, tell)
+        yield from _told(pool.map(each, cases, chunksize=4), len(cases), begun, tell)
 
 
 def _told(

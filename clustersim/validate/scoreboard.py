@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clustersim.validate.case import Case
 from clustersim.validate.score import Scored
 
 Floats = NDArray[np.float64]
@@ -111,7 +110,7 @@ def ranking(scored: Sequence[Scored]) -> Ranking | None:
     """Rank correlation and top-1 regret in groups of one model, cluster, framework and batch; None without any."""
     groups: dict[str, list[Scored]] = defaultdict(list)
     for each in scored:
-        groups[_question(each.case)].append(each)
+        groups[each.case.group].append(each)
     large = [group for group in groups.values() if len({each.layout for each in group}) >= SMALLEST_GROUP]
     if not large:
         return None
@@ -139,8 +138,3 @@ def _ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     upper = np.cumsum(counts)
     return np.asarray((upper - (counts - 1) / 2.0)[inverse], dtype=np.float64)
-
-
-def _question(case: Case) -> str:
-    """What a group shares: everything of the scenario but its name and layout."""
-    return repr(sorted((key, repr(value)) for key, value in case.scenario.items() if key not in ("name", "layout")))

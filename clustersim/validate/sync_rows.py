@@ -15,14 +15,12 @@ import numpy as np
 
 from clustersim.cluster.cluster import Cluster
 from clustersim.cluster.load import load_fabric, load_machine
-from clustersim.errors import ClustersimError
 from clustersim.hardware.cost import device_costs
 from clustersim.hardware.kernel import Memory
 from clustersim.program.program import CollectiveAlgorithm, CollectiveKind
 from clustersim.units import human_bytes
-from clustersim.validate.case import Unmapped
 from clustersim.validate.collective_answer import Asked, answer, spreads
-from clustersim.validate.point import Point, Points
+from clustersim.validate.point import Point, Points, each_point
 from clustersim.validate.rows import Missing, Row, first_match
 
 COLUMNS = frozenset({
@@ -60,14 +58,7 @@ def is_sync(columns: Sequence[str]) -> bool:
 
 def sync_points(name: str, rows: Sequence[Row]) -> Points:
     """Every row predicted."""
-    points, unmapped = [], []
-    for row in rows:
-        label = row.text("id") or f"line {row.line}"
-        try:
-            points.append(_point(row, label))
-        except (Missing, ClustersimError) as reason:
-            unmapped.append(Unmapped(id=label, line=row.line, reason=str(reason)))
-    return Points(name=name, points=tuple(points), unmapped=tuple(unmapped))
+    return each_point(name, rows, _point)
 
 
 def _point(row: Row, label: str) -> Point:

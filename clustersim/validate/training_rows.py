@@ -8,15 +8,17 @@ in the defaults of the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from clustersim.cluster.load import load_node
 from clustersim.hardware.load import load_framework
 from clustersim.validate.case import Case, MemoryLevel, Unmapped
 from clustersim.validate.rows import Missing, Row, first_match
 
 # Device profiles by how sources write them.
 DEVICES = {
-    r"HBM2e|96 ?GB": "h100-sxm-96g",
+    r"H100.*(HBM2e|96 ?GB)": "h100-sxm-96g",
     r"A100.*80 ?GB": "a100-sxm-80g",
     r"A100.*40 ?GB": "a100-sxm-40g",
     r"H100": "h100-sxm",
@@ -99,7 +101,12 @@ COLUMNS = frozenset({
 
 def is_training(columns: tuple[str, ...]) -> bool:
     """Whether a file with these columns holds training steps."""
-    return all(name in columns for name in _REQUIRED)
+    return not lacking(columns)
+
+
+def lacking(columns: Sequence[str]) -> list[str]:
+    """The columns that make a file one of training steps, and are not among these."""
+    return [name for name in _REQUIRED if name not in columns]
 
 
 def training_case(row: Row) -> Case | Unmapped:
@@ -252,9 +259,9 @@ def _model(row: Row) -> dict[str, Any] | str:
 
 def _nodes(row: Row) -> dict[str, Any]:
     gpus = row.required_count("gpus")
-    profile = row.text("node")
-    if profile is None:
-        profile = NODES[_known(row, "gpu", DEVICES)]
+    named = row.text("node")
+    device = _known(row, "gpu", DEVICES) if named is None else None
+    profile = named or NODES[device or ""]
     inside = row.text("intra_node") or ""
     if re.search("PCIe", inside, re.IGNORECASE) and "pcie" not in profile and "NVLink" not in inside:
         raise Missing(f"intra_node = {inside!r}, but the devices of {profile} are joined by NVLink; name a node")
@@ -264,16 +271,14 @@ def _nodes(row: Row) -> dict[str, Any]:
         raise Missing(f"gpus = {gpus} does not fill nodes of {per_node}")
     count = gpus // per_node
     spec: dict[str, Any] = {"count": count}
-    if per_node != 8 or row.text("node") is not None:
+    if per_node != 8 or named is not None:
         spec["devices"] = per_node
-    if count > 1 and row.text("node") is None:
+    if count > 1 and named is None:
         spec["nic"] = cards_of(row.required("inter_node"), per_node)
     elif per_node < 8:
         spec["nic"] = {"count": per_node}
-    if profile == "dgx-1-v100" and row.text("node") is None:
-        spec["device"] = _known(row, "gpu", DEVICES)
-    if re.search("HBM2e|96 ?GB", row.text("gpu") or ""):
-        spec["device"] = "h100-sxm-96g"
+    if device is not None and device != load_node(profile).device:
+        spec["device"] = device
     return {profile: spec}
 
 
@@ -304,6 +309,9 @@ def _layout(row: Row, framework: str) -> dict[str, Any]:
         "schedule": "interleaved" if virtual > 1 else "1f1b", "recompute": recompute, "order": "tp-dp-pp",
         "sequence_parallel": _sequence_parallel(row, framework, tp),
     }  # fmt: skip
+    if pp > 1:
+        # What the frameworks of these rows do unless told otherwise; a balanced split is clustersim's own proposal.
+        layout["boundaries"] = "even"
     for degree in ("dp", "cp", "ep"):
         found = row.count(degree)
         if found is not None and (degree == "dp" or found > 1):

@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple, assert_never
 
 from clustersim.hardware.framework import Selective
 from clustersim.hardware.kernel import Gemm, Kernels
-from clustersim.workload.block import AttentionKind, routed_tokens
+from clustersim.workload.block import AttentionKind
 from clustersim.workload.layer_kernels import Recompute, head_weight_gradients, layer_weight_gradients
 from clustersim.workload.model import Model, vocab_per_rank
+from clustersim.workload.routing import routed_tokens
 
 Loss = Literal["fused", "in-place", "eager"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]

@@ -40,24 +40,10 @@ from clustersim.hardware.kernel import (
 )
 from clustersim.workload.elementwise import activation, activation_backward, norm, rotary
 from clustersim.workload.model import Model
+from clustersim.workload.routing import dealt, routed_tokens
 
 # Fused attention of the generation that the device measured, or of a named one; or score matrices in memory.
 AttentionKind = Literal["flash", "unfused", "flash-1", "flash-2", "flash-3", "cudnn"]
-
-
-# Routed tokens are dealt out eight at a time where there are whole eights. Their numbers vary from step to step around
-# these; what they must not do is to make every grouped GEMM one of odd rows, which the tensor cores are slow on.
-_DEALT = 8
-
-
-def routed_tokens(choices: int, load: float) -> int:
-    """Tokens that the fullest expert-parallel rank receives, where `choices` is what each would on average."""
-    dealt = _dealt(choices)
-    return choices if load == 1.0 else round(choices * load / dealt) * dealt
-
-
-def _dealt(tokens: int) -> int:
-    return _DEALT if tokens % _DEALT == 0 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +126,9 @@ class Block:
         assert experts is not None
         here = experts.count // self.ep
         routed = routed_tokens(self.tokens * experts.per_token, self.load)
-        dealt = _dealt(routed)
-        each, more = divmod(routed // dealt, here)
-        shares = ((each + 1) * dealt, more), (each * dealt, here - more)
+        together = dealt(routed)
+        each, more = divmod(routed // together, here)
+        shares = ((each + 1) * together, more), (each * together, here - more)
         return tuple((m, count) for m, count in shares if m and count)
 
     # ---------------------------------------------------------------------------------------- single kernels

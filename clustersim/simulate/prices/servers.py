@@ -12,6 +12,7 @@ from clustersim.cluster.push_pull import server_traffic
 from clustersim.cluster.wiring import Traffic, Wiring
 from clustersim.hardware.cost import device_costs
 from clustersim.hardware.kernel import Kernel, Memory
+from clustersim.hardware.scaled import device_s
 from clustersim.program.program import ServerShare, Update
 from clustersim.simulate.collectives.phases import wire_efficiency
 from clustersim.simulate.flows import Flows, Patterns, side_by_side
@@ -87,7 +88,7 @@ class ServerPrices:
             if state:
                 kernels.append((Memory(op="optimizer", read_bytes=state, written_bytes=state), 1))
             slowdown = self.placement.sharing_slowdown(0)
-            return costs.seconds(tuple(kernels)) * slowdown * self.placement.framework.compute_scale
+            return device_s(costs, tuple(kernels), self.placement.framework) * slowdown
         host = machine.node.host
         added = update.pushes * update.bytes * share / host.reduce_rate_bytes_per_s
         stepped = update.state_bytes * share / host.memory_bandwidth_bytes_per_s
