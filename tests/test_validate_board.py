@@ -196,7 +196,7 @@ def test_scores_are_recorded_printed_and_put_between_markers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     one = scores_of("a", (1.1, 1.0), (0.9, 1.0))
-    monkeypatch.setattr("clustersim.app.validating._shipped", lambda names: ([one], []))
+    monkeypatch.setattr("clustersim.app.validating._shipped", lambda names, calibrated: ([one], []))
     assert run(["validate", "--record", "scores.json", "--plot", "plot.svg", "-q"]) == 0
     assert Path("plot.svg").read_text().startswith("<svg")
     capsys.readouterr()
