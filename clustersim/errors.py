@@ -30,9 +30,13 @@ class UsageError(ClustersimError):
 
 
 class NoFeasibleLayout(ClustersimError):
-    """The scenario is sound, and nothing that it allows fits."""
+    """The scenario is sound, and nothing that it allows fits; `path` is the key of it to blame, where it is one."""
 
     exit_code = 4
+
+    def __init__(self, message: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ExecutionError(ClustersimError):

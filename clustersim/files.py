@@ -14,12 +14,12 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from clustersim.errors import InputError, Place, ProfileError, ScenarioError
-from clustersim.mistakes import Located, explain, key_of, located, near, yaml_mend
+from clustersim.mistakes import Located, coerced, explain, json_mend, key_of, located, near, yaml_mend
 
 __all__ = [
-    "Located", "adapter", "digest", "json_text", "load", "located", "parse_yaml", "plain", "profile_folders",
-    "profile_names", "profile_path", "read_csv", "read_tree", "save", "scenario_names", "scenario_path",
-    "user_folder", "validated", "write_bytes", "write_text", "yaml_text",
+    "Located", "adapter", "check_writable", "digest", "json_text", "load", "located", "parse_yaml", "plain",
+    "profile_folders", "profile_names", "profile_path", "read_csv", "read_tree", "save", "scenario_names",
+    "scenario_path", "user_folder", "validated", "write_bytes", "write_text", "yaml_text",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -29,6 +29,9 @@ _LARGEST_JSON_BYTES = 500_000_000
 _MOST_VALUES = 200_000
 # Floats count whole numbers exactly up to here.
 _LARGEST_WHOLE = 2**53
+_MOST_DIGITS = 20
+# What may be left of a JSON text that ends within a value.
+_JSON_WORDS = ("", "true", "false", "null", "-")
 
 
 def adapter(type_: Any) -> TypeAdapter[Any]:
@@ -41,6 +44,15 @@ def _adapter(type_: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast(Any, type_))
 
 
+def _schema(type_: Any) -> dict[str, Any]:
+    return _json_schema(type_)
+
+
+@functools.cache
+def _json_schema(type_: Hashable) -> dict[str, Any]:
+    return adapter(type_).json_schema(by_alias=True)
+
+
 # ---------------------------------------------------------------------------------------------------- reading
 
 
@@ -48,19 +60,51 @@ def read_tree(path: Path) -> tuple[Any, Located]:
     """The plain data of a YAML or JSON file, and the (line, column) of every key path in it (YAML only)."""
     text = _read_text(path)
     if path.suffix == ".json":
-        try:
-            return json.loads(text, parse_constant=_refuse_constant), {}
-        except json.JSONDecodeError as error:
-            raise ScenarioError(
-                f"{Place(file=str(path), line=error.lineno, column=error.colno)}: {error.msg}"
-            ) from None
-        except ValueError as error:
-            raise ScenarioError(f"{path}: {error}") from None
+        return _parse_json(text, str(path)), {}
     return parse_yaml(text, str(path))
+
+
+def _parse_json(text: str, name: str) -> Any:
+    """The plain data of JSON text; ScenarioError where it is none, cut off, or says something twice."""
+    try:
+        tree = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole, object_pairs_hook=_block_of_pairs)
+        # Escapes are the one way to a half of a character, and rare.
+        if "\\ud" in text.lower() and not _is_text(json.dumps(tree, ensure_ascii=False)):
+            raise ValueError("JSON: holds a half of a character (\\ud...); remove it")
+        return tree
+    except json.JSONDecodeError as error:
+        rest = text[error.pos :].strip()
+        place = Place(file=name, line=error.lineno, column=error.colno)
+        if not text.strip():
+            raise ScenarioError(f"{name}: is empty; `clustersim init` writes a scenario to start from") from None
+        if error.msg.startswith("Unterminated string") or any(word.startswith(rest) for word in _JSON_WORDS):
+            raise ScenarioError(
+                f"{place}: JSON: the file is cut off here; write it again, a plan with `clustersim plan`, "
+                "a run with `clustersim run`"
+            ) from None
+        raise ScenarioError(f"{place}: JSON: {json_mend(error.msg)}") from None
+    except RecursionError:
+        raise ScenarioError(f"{name}: JSON: nested too deeply; write less") from None
+    except ValueError as error:
+        raise ScenarioError(f"{name}: {error}") from None
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON; write a finite number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS or abs(int(digits)) > _LARGEST_WHOLE:
+        raise ValueError(f"{digits[:_MOST_DIGITS]} is too large; write at most {_LARGEST_WHOLE}")
+    return int(digits)
+
+
+def _block_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    block = dict(pairs)
+    if len(block) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"JSON: {twice!r} stands twice in one block; remove one of the two")
+    return block
 
 
 def _read_text(path: Path) -> str:
@@ -76,13 +120,14 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror}") from None
+        raise ScenarioError(f"{str(path)[:200]}: {error.strerror}") from None
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Located]:
     """The plain data of YAML 1.2 text, and the (line, column) of every key path in it, 1-based."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.reader import ReaderError
 
     yaml = YAML(typ="rt", pure=True)
     try:
@@ -96,6 +141,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Located]:
         raise ScenarioError(f"{place}: YAML: {yaml_mend(problem)}") from None
     except RecursionError:
         raise ScenarioError(f"{name}: YAML: nested too deeply; write less") from None
+    except ReaderError as error:
+        place = Place(file=name, line=text.count("\n", 0, error.position) + 1, column=1)
+        raise ScenarioError(f"{place}: YAML: holds the character U+{error.character:04X}; remove it") from None
     except (YAMLError, ValueError) as error:
         raise ScenarioError(f"{name}: YAML: {' '.join(str(error).split())[:200]}") from None
     _refuse_bomb(tree, name)
@@ -170,7 +218,15 @@ def _plain(
         return int(node)
     if isinstance(node, float):
         return float(node)
-    return str(node)
+    text = str(node)
+    if not _is_text(text):
+        raise ScenarioError(located(name, places, path, f"{text!r} holds a half of a character (\\ud...); remove it"))
+    return text
+
+
+def _is_text(text: str) -> bool:
+    """Whether a file can hold `text`: UTF-8 has no surrogates."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def validated(
@@ -183,10 +239,18 @@ def validated(
     if tree is None and not at:
         raise ScenarioError(f"{name}: is empty; `clustersim init` writes a scenario to start from")
     try:
-        return adapter(type_).validate_python(tree)  # type: ignore[no-any-return]
+        value = adapter(type_).validate_python(tree)
+        wrong = coerced(tree, _schema(type_)) if places and _holds_bool(tree) else None
     except ValidationError as error:
-        schema = adapter(type_).json_schema(by_alias=True)
-        raise ScenarioError(explain(error, tree, name, places or {}, schema, at)) from None
+        raise ScenarioError(explain(error, tree, name, places or {}, _schema(type_), at)) from None
+    if wrong is not None:
+        raise ScenarioError(located(name, places or {}, (*at, *wrong[0]), wrong[1]))
+    return value  # type: ignore[no-any-return]
+
+
+def _holds_bool(tree: Any) -> bool:
+    inner = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    return isinstance(tree, bool) or any(map(_holds_bool, inner))
 
 
 def load(type_: type[T] | Any, path: str | Path) -> T:
@@ -227,6 +291,22 @@ def save(value: object, path: str | Path, type_: Any = None) -> None:
     """Write `value` as JSON or YAML, by the suffix of `path`; whole or not at all."""
     path = Path(path)
     write_text(path, json_text(value, type_) if path.suffix == ".json" else yaml_text(value, type_))
+
+
+def check_writable(*paths: Path | None) -> None:
+    """InputError where one of `paths` cannot be written: told before the work, not after it."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path}: cannot be written: is a folder; name a file in it")
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"{path}: cannot be written: {folder} is no folder; name another place")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{path}: cannot be written: no write access to {folder}; name another place")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -303,13 +383,15 @@ def profile_folders() -> tuple[Path, ...]:
 def profile_path(kind: str, name: str) -> Path:
     """The file of profile `name` of `kind` (devices, links, nodes, fabrics, frameworks, tuners, calibrations)."""
     single = kind.rstrip("s")
-    for root in profile_folders():
+    # A name is no path.
+    for root in profile_folders() if Path(name).name == name else ():
         for candidate in (root / kind / name / f"{single}.yaml", root / kind / f"{name}.yaml"):
-            if candidate.is_file():
+            # Unlike Path.is_file, no error where the text is too long for a name.
+            if os.path.isfile(candidate):
                 return candidate
     known = profile_names(kind)
     mend = near(name, known) or f"; known: {', '.join(sorted(known))}"
-    raise ProfileError(f"{name!r} is not a known {single}{mend}")
+    raise ProfileError(f"{name[:60]!r} is not a known {single}{mend}")
 
 
 def profile_names(kind: str) -> set[str]:
@@ -326,10 +408,10 @@ def profile_names(kind: str) -> set[str]:
 def scenario_path(name: str) -> Path:
     """A scenario file by path, or a shipped scenario by name."""
     given = Path(name)
-    if given.suffix in (".yaml", ".yml", ".json") or given.exists():
+    if given.suffix in (".yaml", ".yml", ".json") or os.path.exists(given):
         return given
     shipped = shipped_folder("scenarios") / f"{name}.yaml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped
     known = sorted(scenario_names())
     mend = near(name, known) or f"; built in: {', '.join(known)}"

@@ -18,7 +18,8 @@ PLAIN: dict[str, Any] = {"extra": "forbid"}
 class Prediction:
     """What one step of a layout takes and costs. `low_s` and `high_s` bound the step time (90 %, from the residuals of
     runs of this `kind`); `outside`: in what it leaves the profiles and those runs. `memory_bytes` is the
-    fullest worker's, `server_memory_bytes` the fullest server's (0 without servers). `mfu` counts model FLOPs only.
+    fullest worker's, `server_memory_bytes` the fullest server's (0 without servers). `mfu` counts model FLOPs only, the
+    scores that a causal mask discards among them (as PaLM and Megatron-LM do); `mfu_masked` leaves these out.
     `input_stall_s`: seconds in which a step waits for its batch and for nothing else."""
 
     __pydantic_config__: ClassVar[Any] = PLAIN
@@ -37,6 +38,7 @@ class Prediction:
     usd_per_billion_tokens: float | None
     energy_j: float
     coverage: float
+    mfu_masked: float = 0.0
     input_stall_s: float = 0.0
     kind: str = ""
     outside: tuple[Outside, ...] = ()

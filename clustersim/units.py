@@ -20,6 +20,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 _DECIMAL: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _BINARY: Final = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+# In base units: what lies beyond would overflow in products, and is a mistake.
+_LEAST: Final = 1e-30
+_MOST: Final = 1e30
 _NUMBER: Final = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*")
 
 
@@ -66,6 +69,8 @@ class Quantity:
             number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"{value!r} is not a finite number; write e.g. {self.example}")
+        if number != 0.0 and not _LEAST <= abs(number) <= _MOST:
+            raise ValueError(f"{value!r} is beyond everything that there is; write e.g. {self.example}")
         if number < self.minimum or (self.exclusive and number == self.minimum):
             bound = "more than" if self.exclusive else "at least"
             raise ValueError(f"{value!r} must be {bound} {self.minimum:g}; write e.g. {self.example}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from clustersim import files
 from clustersim.execute.task import Task
 from clustersim.hardware.framework import Framework, HostCost, Overlap
-from clustersim.hardware.kernel import Dtype
+from clustersim.hardware.kernel import GradientDtype
 from clustersim.hardware.provenance import Provenance
 from clustersim.layout.layout import (
     AllReduce,
@@ -73,7 +73,7 @@ def make_task(
     *,
     dp: int = 2,
     model: Model = MODEL,
-    dtype: Dtype = "fp64",
+    dtype: GradientDtype = "fp64",
     optimizer: Optimizer = "adam",
     global_batch: int = 7,
     micro_batch: int = 2,
@@ -155,4 +155,37 @@ def fail_in_training(*, rank: int, ranks: int, folder: Path, tell: Callable[[str
         return given(self, step, sequences, device)
 
     Text.batch = batch  # type: ignore[method-assign]
+    worker.run_local(rank=rank, ranks=ranks, folder=folder, tell=tell, task=task, out=out)
+
+
+class HostEvent:
+    """An event of a device whose clock is another than the host's, as CUDA's is."""
+
+    ahead_s = 1e4
+
+    def __init__(self) -> None:
+        self.at_s = -1.0
+
+    def record(self) -> None:
+        self.at_s = time.monotonic() + self.ahead_s
+
+    def synchronize(self) -> None:
+        assert self.at_s >= 0.0, "nobody recorded this event"
+
+    def elapsed_time(self, end_event: HostEvent) -> float:
+        return 1e3 * (end_event.at_s - self.at_s)
+
+
+def train_with_events(
+    *, rank: int, ranks: int, folder: Path, tell: Callable[[str], None], task: str, out: str, torch_version: str
+) -> None:
+    """A rank of a GPU's run whose tensors are on the CPU: its marks are events, its PyTorch says another version."""
+    import torch
+
+    from clustersim.execute import worker
+    from clustersim.execute.clock import Clock
+
+    torch.__version__ = torch_version  # type: ignore[assignment]
+    Clock.of = lambda device: Clock(HostEvent)  # type: ignore[method-assign]
+    worker._device_of = lambda *_: (torch.device("cpu"), "gloo")
     worker.run_local(rank=rank, ranks=ranks, folder=folder, tell=tell, task=task, out=out)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clustersim import files
+from clustersim.app import machine
 from clustersim.app.door import run
 from clustersim.app.machine import demo_scenarios
 from clustersim.compare import Run
@@ -80,6 +81,21 @@ def test_the_demo_plans_what_it_promises_and_the_executor_takes_it(folder: Path)
     for plan in plans:
         task = prepare(plan, steps=1, warmup=0, seed=0, timeout_s=60.0, share_devices=False)
         assert task.processes == 4
+
+
+def test_the_demo_measures_anew_what_an_earlier_version_wrote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clustersim.cluster.load import load_node
+    from clustersim.execute import launch, probe_host
+
+    host = load_node("local").host
+    monkeypatch.setattr(launch, "cores", lambda: host.cores)
+    monkeypatch.setattr(probe_host, "host_memory_bytes", lambda: host.memory_bytes)
+    written = folder / "hwprofiles" / "frameworks" / "clustersim-local.yaml"
+    text = written.read_text("utf-8")
+    files.write_text(written, "\n".join(line for line in text.splitlines() if "gradient_accumulation" not in line))
+    assert "gradient_accumulation" in str(machine.unfit())
+    files.write_text(written, text)
+    assert machine.unfit() is None
 
 
 @pytest.mark.timeout(120)

@@ -140,7 +140,27 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
     "empty": ("", "", "is empty; `clustersim init` writes a scenario"),
     "list": ("- a\n- b\n", "1:1", "is not a block of keys; write e.g. key: value"),
     "word": ("hello\n", "", "'hello' is not a block of keys"),
-    "no schema version": (_with("schema_version: 1\n", ""), "1:1", "schema_version: this key is required and missing"),
+    "no schema version": (
+        _with("schema_version: 1\n", ""),
+        "1:1",
+        "schema_version: this key is required and missing; write schema_version: 1",
+    ),
+    "no model": (
+        _with("model: gpt3-125m\n", ""),
+        "1:1",
+        "model: this key is required and missing; write e.g. model: NAME or {layers: 8, hidden: 8, heads: 8, vocab: 8}",
+    ),
+    "no size": (GOOD + "data: {}\n", "13:1", "data.sample: this key is required and missing; write e.g. sample: 80GiB"),
+    "no choice": (
+        GOOD + "  background: [{share: 0.1}]\n",
+        "13:16",
+        "background.0.link: this key is required and missing; write link: nic or leaf-uplink",
+    ),
+    "no block": (
+        GOOD[: GOOD.index("cluster:")],
+        "1:1",
+        "cluster: this key is required and missing; write e.g. cluster: {nodes: {NAME: 8}}",
+    ),
     "schema version of tomorrow": (
         _with("schema_version: 1", "schema_version: 2"),
         "1:17",
@@ -149,7 +169,7 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
     "required key missing": (
         _with("  sequence: 1024\n", ""),
         "4:1",
-        "training.sequence: this key is required and missing",
+        "training.sequence: this key is required and missing; write e.g. sequence: 8",
     ),
     "rank that does not exist": (
         GOOD + "  faults:\n    - {kind: slow-rank, rank: 17, slowdown: 1.3}\n",
@@ -204,13 +224,59 @@ MALFORMED: dict[str, tuple[str, str, str]] = {
     "noise that is no block": (
         _with("fabric: one-switch", "noise: {worker: 0.1}"),
         "12:19",
-        "cluster.noise.worker: 0.1 is not a block of keys; write e.g. key: value",
+        "cluster.noise.worker: 0.1 is not a block of keys; write e.g. {kind: lognormal, sigma: 0.05}",
+    ),
+    "noise of no kind": (
+        GOOD + "  noise: {worker: {sigma: 0.1}}\n",
+        "13:11",
+        "cluster.noise.worker: kind is required and missing; it is one of lognormal, normal, exponential, pareto; "
+        "write e.g. {kind: lognormal, sigma: 0.1}",
+    ),
+    "noise of no kind with the key of another": (
+        GOOD + "  noise: {worker: {shape: 3}}\n",
+        "13:11",
+        "write e.g. {kind: pareto, shape: 3}",
     ),
     "block for a model with a mistake": (
         _with("model: gpt3-125m", "model: {layers: 12, hidden: 768, heads: 7, vocab: 100}"),
         "3:1",
         "model: hidden = 768 is no multiple of heads = 7; add head_dim",
     ),
+    "true for a number": (
+        _with("global_batch: 32", "global_batch: true"),
+        "5:17",
+        "training.global_batch: true is not a number; write e.g. global_batch: 8",
+    ),
+    "rate beyond everything": (
+        _with("dgx-a100-80g: 1", "dgx-a100-80g: {count: 2, nic: {rate: 1e-300b/s}}"),
+        "11:42",
+        "is beyond everything that there is; write e.g. 400Gb/s or 50GB/s",
+    ),
+    "fewer devices than none": (_with("80g: 1", "80g: {count: 2, devices: -1}"), "11:39", "must not be negative"),
+    "more nodes than there are": (_with("80g: 1", "80g: 100000"), "10:3", "more than 262144 devices together"),
+    "more hosts than there are": (_with("80g: 1", "80g: 10000000"), "11:19", "10000000 hosts; write at most 262144"),
+    "a long search": (
+        _with("  fabric:", "  servers: {cpu-server-200g: 0..100000}\n  fabric:"),
+        "12:30",
+        "write a range of at most 1024",
+    ),
+    "framework with a long name": (_with("megatron-lm", "x" * 5000), "8:12", "is not a known framework; known: "),
+    "model with a long name": (_with("gpt3-125m", "x" * 5000), "3:8", "is not a known model"),
+    "framework that is a path": (_with("megatron-lm", "../frameworks/megatron-lm"), "8:12", "is not a known framework"),
+    "half of a character": (_with("name: good", 'name: "\\ud800"'), "2:7", "holds a half of a character"),
+    "character that is no text": (_with("name: good", "name: \x07"), "2:1", "holds the character U+0007; remove it"),
+    "open quote": (GOOD + 'objective: "usd\n', "14:1", "close the quote"),
+    "gradients that nobody adds up in": (
+        GOOD + "layout: {gradient: fp8}\n",
+        "13:20",
+        "layout.gradient: 'fp8' is not one of 'fp64', 'fp32', 'bf16', 'fp16'",
+    ),
+    "gradients in what is only multiplied in": (
+        GOOD + "layout: {gradient: tf32}\n",
+        "13:20",
+        "layout.gradient: 'tf32' is not one of 'fp64', 'fp32', 'bf16', 'fp16'",
+    ),
+    "bucket of nothing": (GOOD + "layout: {bucket: 0B}\n", "13:18", "layout.bucket: must be more than 0"),
     "config.json that is not there": (_with("gpt3-125m", "./nowhere/config.json"), "3:8", "no such file"),
 }
 
@@ -269,7 +335,15 @@ def test_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "plan.json:1:2: "),
+        ("", "plan.json: is empty"),
+        ("{", "plan.json:1:2: JSON: the file is cut off here; write it again, a plan with `clustersim plan`"),
+        ('{"a": [1,\n "b', "plan.json:2:2: JSON: the file is cut off here"),
+        ('{"a": [1,\n tru', "plan.json:2:2: JSON: the file is cut off here"),
+        ('{"a": [1,\n tru]', "plan.json:2:2: JSON: expecting value; write a value"),
+        ('{"a": 1,}', "double quotes"),
+        ('{"a": 1, "a": 2}', "'a' stands twice in one block; remove one of the two"),
+        (f'{{"a": {10**30}}}', "is too large; write at most"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"program_digest": NaN}', "NaN is not JSON; write a finite number"),
         ('{"program_digest": "x"}', "this key is required and missing"),
     ],
@@ -294,12 +368,58 @@ def test_model_that_fits_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_layout_that_divides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "three.yaml"
     path.write_text(GOOD + "layout: {tp: 3}\n", encoding="utf-8")
-    assert "no layout divides 8 devices" in _refused(["-q", "plan", str(path)], capsys, 4)
+    told = f"{path}:13:14: layout.tp: 3: 8 devices % (tp 3) = 2, not 0; write 2 or 4, or leave it out"
+    assert _refused(["-q", "plan", str(path)], capsys, 4) == told
+    assert _refused(["-q", "simulate", str(path)], capsys, 4) == told
+
+
+def test_more_micro_batches_than_are_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text(_with("global_batch: 32", "global_batch: 1000000000"), encoding="utf-8")
+    line = _refused(["-q", "plan", str(path)], capsys, 4)
+    assert line.startswith(f"{path}:5:17: training.global_batch: 1000000000 samples are more than 65536 micro-batches")
+    path.write_text(_with("global_batch: 32", "global_batch: 1000000") + "layout: {dp: 1, micro_batch: 1}\n")
+    assert "makes more than 65536 micro-batches" in _refused(["-q", "plan", str(path)], capsys, 4)
+
+
+def test_more_failures_than_are_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "failing.yaml"
+    path.write_text(
+        GOOD
+        + "layout: {sync: allreduce, dp: 8}\nsearch: {simulate: 1}\nreliability: {detection: 10min, reschedule: 5min, "
+        "failures: [{component: node, failures: 1e20, exposure: 1s}], checkpoint: {storage_rate: 1GB/s}}\n"
+    )
+    assert "are simulated: write fewer --days" in _refused(["-q", "simulate", str(path), "--days", "9"], capsys, 3)
+
+
+def test_one_kind_of_file_in_the_place_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenario, plan, run_ = tmp_path / "s.yaml", tmp_path / "p.json", tmp_path / "r.json"
+    scenario.write_text(GOOD)
+    plan.write_text('{"program_digest": "x", "ranking": []}')
+    run_.write_text('{"program_digest": "x", "timeline": {}}')
+    assert "is a scenario, not a plan; make one" in _refused(["compare", str(scenario), str(run_)], capsys, 3)
+    assert "is a run, not a plan" in _refused(["compare", str(run_), str(run_)], capsys, 3)
+    assert "is a plan or a run, not a scenario" in _refused(["plan", str(plan)], capsys, 3)
+    assert "is a plan or a run, not a scenario" in _refused(["topo", str(plan)], capsys, 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_has_no_room_or_no_reader() -> None:
+    command = [sys.executable, "-m", "clustersim.app", "schema"]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (found.returncode, found.stderr) == (3, "error: the output cannot be written: No space left on device\n")
+    closed = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m clustersim.app schema >&-"], stderr=subprocess.PIPE, check=False
+    )
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["collective", "all-reduce", "--node", "hgx-h100", "--nodes", "1000000000"], "less than or equal to 32768"),
+        (["simulate", "x.yaml", "--seed", "9" * 30], "--seed"),
         (["frobnicate"], "no such command 'frobnicate'"),
         (["plan"], "missing argument"),
         (["plan", "x.yaml", "--wrokers", "2"], "no such option: --wrokers"),
@@ -312,10 +432,74 @@ def test_layout_that_divides_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["topo", "dgx-a100-80g", "--image", "picture.gif"], "an .svg or a .png file"),
         (["compare", "plan.json", "run.json", "--tolerance", "a lot"], "write e.g. 8% or 0.08"),
         (["profile", "--name", "../up"], "write letters, digits"),
+        (["plan", "gpt3-13b-dgx-a100", "-o", "plan.yaml"], "a plan is a .json file; write e.g. -o plan.json"),
+        (["plan", "gpt3-13b-dgx-a100", "-o", "-"], "or --json to print it"),
     ],
 )
 def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words.lower() in _refused(arguments, capsys, 2).lower()
+
+
+@pytest.mark.parametrize("option", ["-o", "--trace", "--picture"])
+@pytest.mark.parametrize("where", ["file/x", "."])
+def test_what_cannot_be_written_is_told_before_the_search(
+    option: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from clustersim.search import search
+
+    monkeypatch.delattr(search, "survey")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "folder.svg").mkdir()
+    suffix = ".svg" if option == "--picture" else ".json"
+    path = tmp_path / (f"folder{suffix}" if where == "." else f"{where}{suffix}")
+    line = _refused(["-q", "plan", "gpt3-13b-dgx-a100", option, str(path)], capsys, 3)
+    assert line.startswith(f"{path}: cannot be written: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [(("--days", "3"), "write a reliability: block"), (("--seed", "3"), "nothing is random here")]
+)
+def test_what_an_option_asks_of_a_scenario_is_checked_before_the_search(
+    option: tuple[str, str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from clustersim.search import search
+
+    monkeypatch.delattr(search, "survey")
+    assert words in _refused(["-q", "simulate", "gpt3-13b-dgx-a100", *option], capsys, 3)
+
+
+@pytest.mark.parametrize(
+    ("profile", "key", "words"),
+    [
+        ("frameworks/megatron-lm.yaml", "gradient_accumulation", "write gradient_accumulation: fused, added or copied"),
+        ("frameworks/megatron-lm.yaml", "host.per_step", "write e.g. per_step: 5us"),
+        ("frameworks/megatron-lm.yaml", "overlap.pipeline_send", "write pipeline_send: true or false"),
+        ("devices/a100-sxm-80g/device.yaml", "kind", "write kind: gpu or cpu"),
+        ("devices/a100-sxm-80g/device.yaml", "memory", "write e.g. memory: 80GiB"),
+        ("nodes/dgx-a100-80g/node.yaml", "interconnect.kind", "write kind: "),
+        ("nodes/dgx-a100-80g/node.yaml", "nic", "write e.g. nic: {count: 8, link: NAME}"),
+        ("links/nvlink3.yaml", "rate", "write e.g. rate: 400Gb/s or 50GB/s"),
+        ("links/nvlink3.yaml", "segments", "write e.g. segments: [{from: 80GiB, alpha: 5us, efficiency: 8% or 0.08}]"),
+    ],
+)
+def test_a_key_that_a_profile_misses_is_told_with_what_to_write(profile: str, key: str, words: str) -> None:
+    from clustersim import files
+    from clustersim.cluster.node import Node
+    from clustersim.hardware.device import Device
+    from clustersim.hardware.framework import Framework
+    from clustersim.hardware.link import Link
+
+    types = {"frameworks": Framework, "devices": Device, "nodes": Node, "links": Link}
+    tree, places = files.read_tree(files.shipped_folder("hwprofiles") / profile)
+    *blocks, last = key.split(".")
+    block = tree
+    for name in blocks:
+        block = block[name]
+    block.pop(last, None)
+    with pytest.raises(files.ScenarioError) as told:
+        files.validated(types[profile.split("/")[0]], tree, profile, places)
+    assert f"{key}: this key is required and missing; {words}" in str(told.value)
 
 
 def test_our_own_bug_is_one_line_and_a_traceback_on_request(

@@ -364,3 +364,42 @@ def test_ranks_measure_messages_and_collectives_together(launcher: Launcher, tmp
     assert {2**10, 2**25} <= sizes
     assert {s.collective for s in among.collectives} == {"all_reduce", "all_gather", "reduce_scatter"}
     assert all(math.isfinite(s.time.seconds) and s.time.seconds > 0.0 for s in (*among.collectives, *among.messages))
+
+
+@pytest.mark.parametrize("damage", ["device.yaml", "gemm.csv", "another source"])
+def test_an_earlier_profile_that_does_not_fit_is_replaced_and_told(home: Path, damage: str) -> None:
+    rows = {(64, 64, 128): 3e-5}
+    write_profiles(with_products(made_up(), {(64, 64, 64): 1e-5}, "2026-01-01"), "here")
+    folder = home / "hwprofiles"
+    found = with_products(made_up(), rows, "2026-01-02")
+    if damage == "device.yaml":
+        # As a version wrote it that knew fewer keys, all files of a profile.
+        for path in (
+            folder / "devices" / "here" / "device.yaml", folder / "nodes" / "here" / "node.yaml",
+            folder / "frameworks" / "clustersim-here.yaml", folder / "links" / "here-loopback.yaml",
+        ):  # fmt: skip
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("\n".join(lines[:3]) + "\nold_key: 1\n", encoding="utf-8")
+    elif damage == "gemm.csv":
+        (folder / "devices" / "here" / "gemm.csv").write_text("m,n,k,us\n1,2,3,4\n", encoding="utf-8")
+    else:
+        found = replace(found, cpu="another CPU")
+    told: list[str] = []
+    write_profiles(found, "here", tell=told.append)
+    (line,) = told
+    assert "is replaced" in line
+    assert ("another source" if damage == "another source" else damage) in line
+    assert gemm_rows(home) == pytest.approx(rows)
+    assert load_node("here").host.cores == 2
+    # What fits is extended without a word.
+    told.clear()
+    write_profiles(with_products(made_up(), {(64, 64, 64): 1e-5}, "2026-01-03"), "here", tell=told.append)
+    assert len(gemm_rows(home)) == (1 if damage == "another source" else 2)
+    assert bool(told) == (damage == "another source")
+
+
+def test_a_rank_alone_is_no_slower_than_several_with_as_many_threads(home: Path) -> None:
+    """Something else disturbed the rank alone: 2 ranks took half its time."""
+    found = replace(made_up(), alone=shared_sample(1, 1, 0.024))
+    node = load_node(write_profiles(found, "here").node)
+    assert node.host.rank_slowdown[1:] == pytest.approx((1.0, 1.5, 2.0))

@@ -106,6 +106,17 @@ def test_what_another_machine_left_is_thrown_away(launcher: FakeLauncher, tmp_pa
     assert files.load(Identity, keep / "identity.json") == me
 
 
+def test_what_an_older_version_left_is_measured_again(launcher: FakeLauncher, tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    probe(50.0, (1,), lambda _: None, keep)
+    (keep / "whole.json").write_text('{"reduce_bytes_per_s": 1.0}', encoding="utf-8")
+    launcher.ran = []
+    told: list[str] = []
+    probe(50.0, (1,), told.append, keep)
+    assert launcher.ran == ["measure_whole 1", "measure_cpu 1"]
+    assert any("cannot be read" in line and "whole.json" in line for line in told)
+
+
 @pytest.mark.parametrize("cuda", [False, True])
 def test_the_jobs_share_the_budget(launcher: FakeLauncher, cuda: bool) -> None:
     launcher.cuda = cuda

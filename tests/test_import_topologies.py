@@ -491,7 +491,39 @@ def test_import_refuses_and_writes_nothing(here: Path, capsys: pytest.CaptureFix
     assert run(["import", "nvidia-smi", "m.txt", "--name", "../up"]) == 2
     assert run(["import", "nvidia-smi", "m.txt", "--rate", "50"]) == 2
     assert run(["import", "nvidia-smi", "m.txt", "--link", "nvlink33"]) == 3
+    capsys.readouterr()
+    # No likeness of a name tells which link was meant: all that can be are listed, and no others.
+    for option, name, words in (
+        ("--link", "nolink", "nvlink or pcie; known: nvlink2, nvlink3, nvlink4, nvlink5, pcie3-x16"),
+        ("--link", "tcp-10", "nvlink or pcie; known: nvlink2"),
+        ("--nic-link", "nvlink3", "infiniband, ethernet or roce; known: efa-100"),
+        ("--pcie", "nvlink3", "kind pcie; known: pcie3-x16"),
+    ):
+        assert run(["import", "nvidia-smi", "m.txt", "--name", "mine", option, name]) == 3
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {option} {name}: is no link profile of kind ")
+        assert words in told
     assert not (here / "hwprofiles").exists()
+
+
+def test_the_hint_names_what_a_profile_needs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def hint(*arguments: str) -> str:
+        assert run(["import", *arguments]) == 0
+        return " ".join(capsys.readouterr().out.split()).partition("profile of it: ")[2]
+
+    assert hint("nvidia-smi", "m.txt").startswith("--name NAME with --device NAME, --link NAME, --nic-link NAME, --h")
+    assert hint("nvidia-smi", "m.txt", "--like", "dgx-a100-80g") == "--name NAME"
+    (here / "none.txt").write_text("GPU0 GPU1\nGPU0 X PHB\nGPU1 PHB X\n")
+    words = hint("nvidia-smi", "none.txt")
+    assert "--interconnect KIND and --link NAME, --nics COUNT, --nic-link NAME" in words
+    # What the hint names is what a profile then needs, and no more.
+    said = ["--device", "l40s", "--interconnect", "pcie", "--link", "pcie4-x16", "--nics", "1", "--nic-link", "tcp-25"]
+    assert run(["import", "nvidia-smi", "none.txt", "--name", "pair", *said, "--host", "pcie-l40s-8"]) == 0
+    capsys.readouterr()
+    (here / "bare.xml").write_text('<system version="1"><cpu numaid="0"/></system>')
+    assert hint("nccl-xml", "bare.xml") == "states no GPU"
+    (here / "some.xml").write_text('<system version="1"><cpu numaid="0"><pci busid="0:0"/></cpu></system>')
+    assert hint("nccl-xml", "some.xml") == "states no GPU; --gpu and --nic say which PCI devices are what"
 
 
 def test_import_json_is_one_document(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from clustersim.search.search import make_plan
 SCENARIO: dict[str, Any] = {
     "schema_version": 1,
     "name": "knobs",
-    "model": {"layers": 8, "hidden": 1024, "heads": 16, "vocab": 32000},
+    "model": {"layers": 8, "hidden": 1024, "heads": 16, "vocab": 32001},
     "training": {"global_batch": 64, "sequence": 1024, "precision": "bf16", "optimizer": "adam", "tokens": 1e9},
     "framework": "megatron-lm",
     "cluster": {
@@ -34,7 +34,8 @@ SCENARIO_MOVES: list[tuple[str, Any]] = [
     ("model", "gpt3-125m"), ("model.layers", 10), ("model.hidden", 2048), ("model.heads", 8), ("model.vocab", 64000),
     ("model.kv_heads", 4), ("model.head_dim", 128), ("model.ffn_hidden", 2048), ("model.positions", 4096),
     ("model.gated", True), ("model.norm", "rmsnorm"), ("model.bias", False), ("model.rotary", True),
-    ("model.dropout", True), ("model.tied", False), ("model.experts", {"count": 4, "per_token": 2, "hidden": 1024}),
+    ("model.dropout", True), ("model.pad_vocab", False),
+    ("model.tied", False), ("model.experts", {"count": 4, "per_token": 2, "hidden": 1024}),
     ("training.global_batch", 128), ("training.sequence", 512), ("training.precision", "fp32"),
     ("training.optimizer", "sgd"), ("training.predicted", 0.15), ("framework", "megatron-core"),
     ("cluster.nodes", {"hgx-h100": 4}),
@@ -105,13 +106,15 @@ PROFILE_MOVES: list[tuple[str, str, str, Any]] = [
     *(
         ("frameworks", "megatron-lm", key, value)
         for key, value in (
-            ("attention", "flash"), ("in_place_loss", True), ("loss_metrics", 2), ("fused_optimizer", False),
-            ("clips_gradients", True), ("unsharding", "autocast"), ("vocab_multiple", 3000),
+            ("attention", "flash"), ("in_place_loss", True), ("loss_in_steps", False),
+            ("loss_metrics", 2), ("fused_optimizer", False),
+            ("clips_gradients", True), ("unsharding", "autocast"),
             ("fused_elementwise", False), ("gradient_dtype", "fp16"),
             ("host.per_layer_forward", "90ms"), ("host.per_layer_backward", "90ms"),
             ("host.per_micro_batch", "90ms"), ("host.per_step", "90ms"), ("host.per_collective", "90ms"),
+            ("host.blocking_launches", True),
             ("overlap.gradient_reduce", True), ("overlap.parameter_gather", True), ("overlap.pipeline_send", True),
-            ("overlap.tensor_parallel", 0.9), ("jitter", 0.5),
+            ("jitter", 0.5), ("vocab_multiple", 3000),
             ("gradient_accumulation", "fused"), ("gradient_accumulation", "copied"),
             ("scatter_gather", False), ("memory_overhead", "9GiB"),
             ("fragmentation", 0.3), ("compute_scale", 2.0), ("network_scale", 2.0),
@@ -200,6 +203,17 @@ def test_compute_slowdown_moves_the_answer_where_something_overlaps(
         monkeypatch.chdir(folder)
         answers.append(_answer(SCENARIO))
     assert answers[0] != answers[1]
+
+
+def test_the_overlap_of_tensor_parallel_collectives_moves_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Gathers and scatters of sequence parallelism come in pieces; an all-reduce has to be waited for.
+    tree = _set(SCENARIO, "layout.sequence_parallel", True)
+    before = _answer(tree)
+    _moved(tmp_path, "frameworks", "megatron-lm", {"overlap.tensor_parallel": 0.9})
+    monkeypatch.chdir(tmp_path)
+    assert _answer(tree) != before
 
 
 @pytest.mark.parametrize(

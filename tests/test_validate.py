@@ -171,12 +171,12 @@ def test_the_command_scores_published_and_own_runs(
     columns = [name for name in CELLS if name != "framework"]
     Path("own.csv").write_text(",".join(columns) + "\n" + ",".join(CELLS[name] for name in columns) + "\n")
     assert run(["validate", "--cases", "own.csv", "-q"]) == 3
-    assert "own.csv: no row could be predicted; line 2: framework is not stated" in capsys.readouterr().err
+    assert "own.csv:2: no row could be predicted: line 2: framework is not stated" in capsys.readouterr().err
     bad = [{**CELLS, "gpus": "many"}, {**CELLS, "gpu": "A1000"}, {**CELLS, "gpu": "A1000"}]
     Path("bad.csv").write_text("\n".join([",".join(CELLS), *(",".join(row.values()) for row in bad)]) + "\n")
     assert run(["validate", "--cases", "bad.csv", "-q"]) == 3
     told = capsys.readouterr().err
-    assert "line 3 and 1 more: gpu = 'A1000'" in told
+    assert "lines 3-4: gpu = 'A1000'" in told
     assert "; line 2: gpus = 'many' is no number" in told
     # A name that no picture can have is told before anything is predicted.
     assert run(["validate", "seqsel", "--plot", "x.gif"]) == 2

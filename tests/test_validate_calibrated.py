@@ -296,7 +296,7 @@ def test_the_command_calibrates_on_a_file_of_rows(
     told = capsys.readouterr().out
     assert "6 measured steps" in told
     assert "not identified: kept" in told
-    assert "line 8: bad: left out" in told
+    assert "own.csv: left out, line 8: " in told
     found: Calibration = files.load(Calibration, output)
     assert [step.row for step in found.steps] == [case.id for case, _ in rows[:6]]
     # It is found again here, and the same rows are predicted better.

@@ -71,8 +71,15 @@ def test_model_and_hardware_flops_of_a_gpt(
     attention, logits = Fraction(sequence, 6 * h), Fraction(vocab, layers * h)
     assert flops_per_step(model, training) == 72 * unit * (1 + attention + logits / 12)
     assert flops_per_step(model, training, "full") == 96 * unit * (1 + attention + logits / 16)
+    assert flops_per_step(model, training, masked=True) == 72 * unit * (1 + attention / 2 + logits / 12)
+    assert flops_per_step(model, training, "full", masked=True) == 96 * unit * (1 + attention / 2 + logits / 16)
     core = 4 * batch * sequence * sequence * h * layers
     assert flops_per_step(model, training, "selective") - flops_per_step(model, training) == core
+
+
+def test_an_encoder_discards_no_scores() -> None:
+    training = Training(global_batch=4, sequence=512)
+    assert flops_per_step(preset("bert-large"), training, masked=True) == flops_per_step(preset("bert-large"), training)
 
 
 @pytest.mark.parametrize("name", [n for n in PRESET_NAMES if preset(n).experts is None and n != "bert-large"])

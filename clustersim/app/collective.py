@@ -68,12 +68,13 @@ def collective_command(
     ] = ["1GiB"],  # noqa: B006
     node: Annotated[str | None, typer.Option("--node", help="A node profile, e.g. hgx-h100.")] = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", min=1, help="How many; default: as many as --ranks needs, or 1.")
+        int | None, typer.Option("--nodes", min=1, max=2**15, help="How many; default: what --ranks needs, or 1.")
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option("--gpus-per-node", min=1, help="Ranks on a node; default: all its devices, or 8.")
+        int | None,
+        typer.Option("--gpus-per-node", min=1, max=1024, help="Ranks on a node; default: all its devices, or 8."),
     ] = None,
-    ranks: Annotated[int | None, typer.Option("--ranks", min=1, help="Use the first ranks only.")] = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", min=1, max=2**18, help="Use the first only.")] = None,
     fabric: Annotated[
         str | None, typer.Option("--fabric", help="A fabric profile, e.g. rail-optimized; default: one switch.")
     ] = None,

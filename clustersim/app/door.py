@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -10,9 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clustersim.app import collective, importing, looking, machine, planning, running, validating
+from clustersim.app import calibrating, collective, importing, looking, machine, planning, running, validating
 from clustersim.app.screen import end_progress, settings
-from clustersim.errors import ClustersimError
+from clustersim.errors import ClustersimError, InputError
 
 app = typer.Typer(
     name="clustersim",
@@ -58,6 +59,7 @@ planning.add_to(app)
 collective.add_to(app)
 running.add_to(app)
 machine.add_to(app)
+calibrating.add_to(app)
 validating.add_to(app)
 looking.add_to(app)
 importing.add_to(app)
@@ -65,6 +67,9 @@ importing.add_to(app)
 
 def main() -> NoReturn:
     """The console script. Exits with the codes that `clustersim --help` lists."""
+    # Closed by who started us: nobody reads.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -86,9 +91,12 @@ def run(arguments: list[str]) -> int:
         return _told("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe has seen enough: end like any Unix tool, and let nothing be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            return _told(f"the output cannot be written: {error.strerror}", InputError.exit_code)
         usage = getattr(error, "format_message", None)
         if usage is not None:
             return _usage(error, usage())
@@ -96,6 +104,12 @@ def run(arguments: list[str]) -> int:
     if code == _INTERRUPTED:
         return _told("interrupted", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """What is left to print goes nowhere."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Exception, message: str) -> int:

@@ -11,7 +11,7 @@ import typer
 
 from clustersim.app import screen
 from clustersim.app.quantities import quantity
-from clustersim.errors import InputError, UsageError
+from clustersim.errors import InputError, ProfileError, UsageError
 
 if TYPE_CHECKING:
     from clustersim.cluster.node import Node
@@ -232,9 +232,10 @@ def _said(
 
     if device is not None:
         profile_path("devices", device)
-    for name in (nic_link, pcie):
+    wires = (("--link", link, _BETWEEN_GPUS), ("--nic-link", nic_link, _OF_CARDS), ("--pcie", pcie, ("pcie",)))
+    for option, name, kinds in wires:
         if name is not None:
-            load_link(name)
+            _check_link(option, name, kinds)
     return Said(
         device=device,
         interconnect=interconnect.value if interconnect is not None else None,
@@ -247,6 +248,35 @@ def _said(
         host=load_node(host) if host is not None else None,
         like=load_node(like) if like is not None else None,
     )
+
+
+# Kinds of links that a wire of a node may be.
+_BETWEEN_GPUS = ("nvlink", "pcie")
+_OF_CARDS = ("infiniband", "ethernet", "roce")
+
+
+def _check_link(option: str, name: str, kinds: tuple[str, ...]) -> None:
+    """Refuse a link that does not exist, or is none of these kinds; the message lists those that are."""
+    from clustersim.files import profile_names
+    from clustersim.hardware.load import load_link
+
+    if name in profile_names("links") and load_link(name).kind in kinds:
+        return
+    able = sorted(other for other in profile_names("links") if load_link(other).kind in kinds)
+    words = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+    raise ProfileError(f"{option} {name}: is no link profile of kind {words}; known: {', '.join(able)}")
+
+
+def _hint(found: Topology, said: Said) -> tuple[str, str]:
+    """What to type for a node profile, or why there can be none."""
+    from clustersim.importing.node_profile import missing_options
+
+    try:
+        options = missing_options(found, said)
+    except ProfileError as error:
+        return "No node profile of it:", str(error).removeprefix(f"{found.file}: ")
+    more = f" with {', '.join(options)}, or --like NODE" if options else ""
+    return "A node profile of it:", f"--name NAME{more}"
 
 
 def _topology(
@@ -275,7 +305,9 @@ def _topology(
     if written is not None:
         screen.show(f"\nNode profile written to {written}")
     else:
-        screen.show("\nA node profile of it: --name NAME, and --device, --link, --nic-link, --host or --like")
+        from clustersim.report.hanging import hanging
+
+        screen.show("", hanging([_hint(found, said)]))
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -77,7 +77,7 @@ def profile_command(
         shutil.rmtree(partial, ignore_errors=True)
     found = probe(budget_s, _rank_counts(ranks), tell, partial)
     _warn_of(others, tell)
-    written = write_profiles(found, name, root, fresh=fresh)
+    written = write_profiles(found, name, root, fresh=fresh, tell=tell)
     shutil.rmtree(partial)
     if as_json:
         screen.show_json(files.plain(found))
@@ -133,34 +133,43 @@ def demo_command(
 
 
 def _profiled(tell: Callable[[str], None]) -> None:
-    """Make sure that this machine has a profile; one that is there is used as long as it is of this machine."""
+    """Make sure that this machine has a profile: one that is there is used where it is of this machine as it is now,
+    and of this version."""
     from clustersim import files
+    from clustersim.cluster.load import load_node
     from clustersim.execute.disturbance import Others
-    from clustersim.execute.launch import cores
     from clustersim.execute.probe import probe
-    from clustersim.execute.probe_host import host_memory_bytes
     from clustersim.execute.profile_files import write_profiles
 
     if LOCAL in files.profile_names("nodes"):
-        try:
-            from clustersim.cluster.load import load_node
-
-            node = load_node(LOCAL)
-        except ClustersimError:
-            node = None
-        if (
-            node is not None
-            and node.host.cores == cores()
-            and node.host.memory_bytes == float(host_memory_bytes())
-            and node.devices >= _DEMO_RANKS
-        ):
-            tell(f"profile {LOCAL!r} of {node.provenance.date} is used; `clustersim profile` measures anew")
+        reason = unfit()
+        if reason is None:
+            tell(f"profile {LOCAL!r} of {load_node(LOCAL).provenance.date} is used; `clustersim profile` measures anew")
             return
+        tell(f"profile {LOCAL!r} is not used: {reason}")
     tell("profiling this machine: half a minute")
     others = Others()
     found = probe(_DEMO_S, _rank_counts(), tell)
     _warn_of(others, tell)
-    write_profiles(found, LOCAL)
+    write_profiles(found, LOCAL, tell=tell)
+
+
+def unfit() -> str | None:
+    """Why the profile of this machine cannot be used for the demo; None where it can."""
+    from clustersim.cluster.load import load_node
+    from clustersim.execute.launch import cores
+    from clustersim.execute.probe_host import host_memory_bytes
+    from clustersim.scenario.load import question
+
+    try:
+        node = load_node(LOCAL)
+        for title, tree in demo_scenarios():
+            question(tree, title)
+    except ClustersimError as error:
+        return str(error)
+    if (node.host.cores, node.host.memory_bytes) != (cores(), float(host_memory_bytes())):
+        return "it is of another machine"
+    return None if node.devices >= _DEMO_RANKS else f"it is of {node.devices} ranks, and the demo runs {_DEMO_RANKS}"
 
 
 def demo_scenarios() -> list[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clustersim.app import screen
-from clustersim.errors import InputError, UsageError
+from clustersim.errors import InputError, NoFeasibleLayout, UsageError
 
 if TYPE_CHECKING:
     from clustersim.plan import Plan
@@ -43,14 +43,16 @@ def plan_command(
     """Find the layout that trains a model fastest (or cheapest) on a cluster, and say why."""
     from clustersim import files
     from clustersim.scenario.load import load_scenario
-    from clustersim.search.search import make_plan
 
     if picture is not None:
         from clustersim.report import drawing
 
         drawing.check(picture)
+    if output is not None:
+        output = _plan_file(output)
+    files.check_writable(output, trace, picture)
     question = load_scenario(scenario)
-    found = make_plan(question, progress=screen.progress(), workers=workers)
+    found = _planned(question, scenario, workers)
     saved = _save_plan(found, scenario, output, unasked=not as_json)
     if trace is not None:
         result, timeline = simulated(found, question)
@@ -67,12 +69,35 @@ def plan_command(
     screen.show(plan_screen(found, top=top, saved=saved))
 
 
+def _planned(question: Question, scenario: str, workers: int | None = None) -> Plan:
+    """The plan of a scenario; where no layout is legal, the error names the line of the key to blame."""
+    from clustersim import files
+    from clustersim.search.search import make_plan
+
+    try:
+        return make_plan(question, progress=screen.progress(), workers=workers)
+    except NoFeasibleLayout as error:
+        if not error.path:
+            raise
+        where = files.scenario_path(scenario)
+        _, places = files.read_tree(where)
+        about = str(error).removeprefix(f"{'.'.join(error.path)}: ")
+        raise NoFeasibleLayout(files.located(str(where), places, error.path, about)) from None
+
+
+def _plan_file(output: Path) -> Path:
+    """Where -o puts a plan: a .json file, by which every command knows a plan."""
+    if output.suffix in ("", ".json") and output.name not in ("", "-"):
+        return output.with_suffix(".json")
+    raise UsageError(f"-o {output}: a plan is a .json file; write e.g. -o plan.json, or --json to print it")
+
+
 def _save_plan(found: Plan, scenario: str, output: Path | None, *, unasked: bool) -> Path | None:
     """Where the plan was written. Nobody asked for the default file: a folder without write access is no error."""
     from clustersim import files
 
     if output is not None:
-        files.save(found, output if output.suffix else output.with_suffix(".json"))
+        files.save(found, output)
         return output
     if not unasked:
         return None
@@ -88,7 +113,7 @@ def simulate_command(
     what: Annotated[
         str, typer.Argument(metavar="SCENARIO|PLAN", help="A plan.json, a scenario file, or a built-in scenario.")
     ],
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps to simulate.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Training steps to simulate.")] = 1,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write a Chrome trace here (open it in ui.perfetto.dev).")
     ] = None,
@@ -96,13 +121,14 @@ def simulate_command(
         bool, typer.Option("--fold/--no-fold", help="One class for ranks that behave alike, or every rank by itself.")
     ] = True,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of the noise and of the failures; default: the scenario's, 0.")
+        int | None,
+        typer.Option("--seed", min=0, max=2**53, help="Of the noise and of the failures; default: the scenario's, 0."),
     ] = None,
     days: Annotated[
         float | None, typer.Option("--days", help="Train for so many days with the failures of reliability:.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="With --days: how many runs; default: 200.")
+        int | None, typer.Option("--seeds", min=1, max=1_000_000, help="With --days: how many runs; default: 200.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -110,6 +136,7 @@ def simulate_command(
 
     With --days, what checkpoints, failures and restarts leave of many days of it.
     """
+    from clustersim import files
     from clustersim.report.simulate_screen import simulate_screen
 
     if days is not None and not 0.0 < days <= 36500.0:
@@ -122,14 +149,24 @@ def simulate_command(
         raise UsageError(
             "--no-fold simulates every rank of a step, and --days takes steps as given; leave out one of them"
         )
-    found, question = plan_or_scenario(what)
+    files.check_writable(trace)
+    found, question = plan_or_question(what)
+    # What the options ask of the scenario is checked before the search.
+    if days is not None and question.scenario.reliability is None:
+        raise InputError(
+            f"{what}: --days needs to know what fails: write a reliability: block, e.g. {{failures: rsc-1, detection: "
+            "10min, reschedule: 5min, checkpoint: {storage_rate: 100GB/s}}"
+        )
+    if days is None and seed is not None and question.cluster.noise is None:
+        raise InputError(
+            f"{what}: --seed: nothing is random here; write cluster.noise, e.g. "
+            "{worker: {kind: lognormal, sigma: 0.05}}"
+        )
+    if found is None:
+        found = _planned(question, what)
     if days is not None:
         _survive(found, question, days=days, seeds=seeds or 200, seed=seed, steps=steps, as_json=as_json)
         return
-    if seed is not None and question.cluster.noise is None:
-        raise InputError(
-            "--seed: nothing is random here; write cluster.noise, e.g. {worker: {kind: lognormal, sigma: 0.05}}"
-        )
     result, timeline = simulated(found, question, steps=steps, fold=fold, seed=seed)
     if trace is not None:
         write_trace(trace, timeline, simulated=result)
@@ -155,11 +192,7 @@ def _survive(
     from clustersim.simulate.simulate import simulate
 
     reliability = found.scenario.reliability
-    if reliability is None:
-        raise InputError(
-            "--days needs to know what fails: write a reliability: block, e.g. {failures: rsc-1, detection: 10min, "
-            "reschedule: 5min, checkpoint: {storage_rate: 100GB/s}}"
-        )
+    assert reliability is not None
 
     def step_s(layout: Layout) -> float:
         program = lower(found.workload, layout, found.framework, found.machines.devices_per_node)
@@ -231,26 +264,30 @@ def load_plan(path: Path | str) -> Plan:
     from clustersim import files
     from clustersim.plan import Plan
 
-    plan: Plan = files.load(Plan, path)
+    tree, places = files.read_tree(Path(path))
+    if isinstance(tree, dict) and "cluster" in tree:
+        raise InputError(f"{path}: is a scenario, not a plan; make one: clustersim plan {path} -o plan.json")
+    if isinstance(tree, dict) and "timeline" in tree:
+        raise InputError(f"{path}: is a run, not a plan; give the plan that was run")
+    if isinstance(tree, dict) and "program_digest" not in tree:
+        raise InputError(f"{path}: is no plan; clustersim plan writes one")
+    plan: Plan = files.validated(Plan, tree, str(path), places)
     return plan
 
 
-def plan_or_scenario(what: str) -> tuple[Plan, Question]:
-    """A plan from its file, or made of a scenario."""
+def plan_or_question(what: str) -> tuple[Plan | None, Question]:
+    """A plan from its file with its question, or a scenario's question, of which no plan was made yet."""
     from clustersim import files
     from clustersim.plan import Plan
     from clustersim.scenario.load import load_scenario, question
-    from clustersim.search.search import make_plan
 
     if what.endswith(".json"):
         tree, places = files.read_tree(Path(what))
         if isinstance(tree, dict) and "program_digest" in tree:
             found: Plan = files.validated(Plan, tree, what, places)
             return found, question_of(found)
-        asked = question(tree, what, places)
-    else:
-        asked = load_scenario(what)
-    return make_plan(asked, progress=screen.progress()), asked
+        return None, question(tree, what, places)
+    return None, load_scenario(what)
 
 
 def question_of(plan: Plan) -> Question:

@@ -10,7 +10,7 @@ import typer
 
 from clustersim.app import planning, screen
 from clustersim.app.quantities import quantity
-from clustersim.errors import InputError, ToleranceExceeded, UsageError
+from clustersim.errors import InputError, ToleranceExceeded
 
 if TYPE_CHECKING:
     from clustersim.compare import Comparison, Run
@@ -22,7 +22,6 @@ def add_to(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
     app.command("run")(run_command)
     app.command("compare")(compare_command)
-    app.command("calibrate")(calibrate_command)
 
 
 def run_command(
@@ -85,53 +84,6 @@ def compare_command(
     if allowed is not None and (error is None or abs(error) > allowed):
         told = "nothing was measured" if error is None else f"the step is off by {signed_percent(error)}"
         raise ToleranceExceeded(f"{told}, and {tolerance} is allowed; calibrate with this run, or allow more")
-
-
-def calibrate_command(
-    pairs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[PLAN RUN]...", help="Plans, each followed by a run of it."),
-    ] = None,
-    cases: Annotated[
-        Path | None, typer.Option("--cases", help="A CSV of measured steps to fit to, in place of plans and runs.")
-    ] = None,
-    defaults: Annotated[
-        Path | None, typer.Option("--defaults", help="YAML, `column: value`: what the CSV leaves out.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where it goes; default: where clustersim finds it again.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
-) -> None:
-    """Fit the constants of a framework on one kind of machine to runs, or to measured steps; later plans use them."""
-    from clustersim import files
-    from clustersim.app.calibrating import calibrate_on_rows
-    from clustersim.calibrate.runs import calibrate
-    from clustersim.report.run_screen import calibration_screen
-
-    if cases is not None:
-        if pairs:
-            raise UsageError("give plans with their runs or --cases, not both")
-        calibrate_on_rows(cases, defaults, output, as_json)
-        return
-    if defaults is not None:
-        raise UsageError("--defaults fills the rows of --cases; give both")
-    if not pairs:
-        raise UsageError("give plans and runs in turn, PLAN RUN PLAN RUN, or --cases FILE.csv")
-    if len(pairs) % 2:
-        raise UsageError(f"{len(pairs)} files; give plans and runs in turn: PLAN RUN PLAN RUN")
-    triples = []
-    for plan_path, run_path in zip(pairs[::2], pairs[1::2], strict=True):
-        plan, run = planning.load_plan(plan_path), load_run(run_path)
-        triples.append((planning.question_of(plan), plan.layout, run))
-    found = calibrate(triples).calibration
-    saved = output or files.user_folder() / "hwprofiles" / "calibrations" / f"{found.name}.yaml"
-    files.save(found, saved)
-    if as_json:
-        screen.show_json(files.plain(found))
-        return
-    screen.show(calibration_screen(found))
-    screen.show(f"\nCalibration written to {saved}; plans for these machines and this framework use it from now on")
 
 
 # --------------------------------------------------------------------------------------- shared by several commands

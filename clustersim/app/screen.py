@@ -36,6 +36,11 @@ def console() -> Console:
     return Console(file=sys.stdout, width=None if terminal else WIDTH, force_terminal=terminal, highlight=False)
 
 
+def width() -> int:
+    """The columns of the screen, or of a file that stands for one."""
+    return console().width
+
+
 def show(*renderables: Any) -> None:
     """Print results; a redirected screen has no spaces at the ends of its lines."""
     end_progress()

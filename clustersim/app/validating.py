@@ -109,19 +109,15 @@ def _own(cases: Path, defaults: Path | None, calibrated: bool) -> tuple[list[Sco
         steps, points = [], [score_points(found, None)]
         predicted, refused = len(found.points), found.unmapped
     if not predicted:
-        raise InputError(f"{cases}: no row could be predicted; {_reasons(refused) or 'it has no rows'}")
+        raise InputError(f"{cases}:{refused[0].line}: no row could be predicted: {_reasons(refused)}")
     return steps, points
 
 
 def _reasons(refused: Iterable[Unmapped]) -> str:
-    """Why rows are no case: the first line of each of the commonest reasons, and how many rows share it."""
-    lines: dict[str, list[int]] = {}
-    for row in sorted(refused, key=lambda row: row.line):
-        lines.setdefault(row.reason, []).append(row.line)
-    told = [
-        f"line {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}: {reason}"
-        for reason, found in sorted(lines.items(), key=lambda item: (-len(item[1]), item[1][0]))
-    ]
+    """Why rows are no case: the commonest reasons, each with the lines of its rows."""
+    from clustersim.validate.case import line_words, reasons
+
+    told = [f"{line_words(lines)}: {reason}" for reason, lines in reasons(refused)]
     rest = [f"{len(told) - 3} other reasons"] if len(told) > 3 else []
     return "; ".join(told[:3] + rest)
 
@@ -174,9 +170,9 @@ def _show_file(steps: list[Scores], points: list[PointScores], worst: int) -> No
     from clustersim.report.validate_screen import rows_screen
 
     for scores in steps:
-        screen.show(rows_screen(scores))
+        screen.show(rows_screen(scores, screen.width()))
     for found in points:
-        screen.show_text(point_lines(found))
+        screen.show_text(point_lines(found, screen.width()))
         screen.show(file_screen(found, worst=worst))
 
 

@@ -105,6 +105,8 @@ class Node:
     provenance: Provenance
 
     def __post_init__(self) -> None:
+        if self.devices < 0:
+            raise ValueError(f"devices must not be negative, but is {self.devices}")
         if (self.device is None) != (self.devices == 0):
             raise ValueError("device and devices go together: give both, or neither for a host without devices")
         if self.devices > 1 and self.interconnect is None:

@@ -35,7 +35,7 @@ class Lognormal:
 
     __pydantic_config__: ClassVar[Any] = FILE
     kind: Literal["lognormal"] = "lognormal"
-    sigma: Positive
+    sigma: Annotated[Positive, Field(description="standard deviation over mean, e.g. 0.05")]
 
     def __post_init__(self) -> None:
         if self.sigma > _LARGEST_SIGMA:
@@ -54,7 +54,7 @@ class Normal:
 
     __pydantic_config__: ClassVar[Any] = FILE
     kind: Literal["normal"] = "normal"
-    sigma: Positive
+    sigma: Annotated[Positive, Field(description="standard deviation over mean, e.g. 0.05")]
 
     def __post_init__(self) -> None:
         if self.sigma > _LARGEST_SIGMA:
@@ -92,7 +92,7 @@ class Pareto:
 
     __pydantic_config__: ClassVar[Any] = FILE
     kind: Literal["pareto"] = "pareto"
-    shape: Positive
+    shape: Annotated[Positive, Field(description="the exponent of the tail, more than 1, e.g. 4")]
 
     def __post_init__(self) -> None:
         if self.shape <= 1.0:

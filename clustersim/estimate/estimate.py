@@ -60,18 +60,19 @@ def estimate(workload: Workload, space: Space, cluster: Cluster, framework: Fram
     elements, experts, mean_elements = _stage_elements(workload, space)
     tied = _tied_s(workload, space, cluster, framework)
     step, busy, bubble, exposed, synchronise, coverage = np.empty((6, len(space)))
-    # By what ranks share out of gradients and weights, as far as passes differ by it.
-    known: dict[int, tuple[Passes, PipelineTimes]] = {}
+    # By whether ranks share out gradients and weights, as far as passes differ by it.
+    known: dict[tuple[bool, bool], tuple[Passes, PipelineTimes]] = {}
     for index, scheme in enumerate(space.schemes):
         rows = np.flatnonzero(space.scheme == index)
         if not len(rows):
             continue
         at = row[rows]
-        stage = scheme.stage if isinstance(scheme, Sharded) and scheme.stage >= 2 else 0
-        if stage not in known:
-            priced = passes(workload, divisions, space.precision.gradient, cluster, framework, stage)
-            known[stage] = priced, pipeline_times(workload, space, priced, cluster, framework)
-        priced, pipeline = known[stage]
+        sharded = scheme if isinstance(scheme, Sharded) else None
+        shares = (sharded.shards_gradients, sharded.shards_weights) if sharded is not None else (False, False)
+        if shares not in known:
+            priced = passes(workload, divisions, space.precision.gradient, cluster, framework, *shares)
+            known[shares] = priced, pipeline_times(workload, space, priced, cluster, framework)
+        priced, pipeline = known[shares]
         asked = _Asked(
             workload=workload, space=space, cluster=cluster, framework=framework, at=at, elements=elements[at],
             experts=experts[at], mean_elements=mean_elements[at],
@@ -209,7 +210,7 @@ def _synchronise(scheme: Scheme, asked: _Asked, pipeline: PipelineTimes) -> tupl
             gather = 0.5 * _reduce_s("ring", asked, local, weight, buckets)
             count = d.micro_batches[at].astype(np.float64)
             forward, backward = pipeline.forward[at], pipeline.backward[at]
-            if scheme.stage == 3:
+            if scheme.shards_weights:
                 # Gathers run beside both passes of every micro-batch, reductions beside the backward one.
                 back = gather + reduce if overlaps else gather
                 shown = np.maximum(gather - forward, gather / buckets) + np.maximum(back - backward, 0.0)
@@ -217,7 +218,7 @@ def _synchronise(scheme: Scheme, asked: _Asked, pipeline: PipelineTimes) -> tupl
                 return count * (reduce + 2.0 * gather), count * shown + late
             behind = np.maximum(gather - pipeline.opening[at], gather / buckets)
             seen = behind if framework.overlap.parameter_gather else gather
-            if scheme.stage == 1:
+            if not scheme.shards_gradients:
                 reduce *= 2.0 if framework.sharded_reduce == "all_reduce" else 1.0
                 return reduce + gather, np.maximum(reduce - window, reduce / buckets) + seen
             beside = backward if overlaps else np.zeros(len(at))

@@ -65,23 +65,29 @@ class Passes:
 
 
 def passes(
-    workload: Workload, divisions: Divisions, gradient: Dtype, cluster: Cluster, framework: Framework, stage: int
+    workload: Workload,
+    divisions: Divisions,
+    gradient: Dtype,
+    cluster: Cluster,
+    framework: Framework,
+    shards_gradients: bool,
+    shards_weights: bool,
 ) -> Passes:
     """Prices of every distinct (tp, micro-batch, sequence parallel, recompute, cp, ep, split or whole backward pass,
     gradients summed or not, weights copied or not); one kernel sum each. `gradient`: the type in which gradients are
-    summed. `stage`: what ranks share out (0 or 1: no gradients and weights): from 2 on, gradients are reduced after
-    every micro-batch instead of summed; at 3, weights are gathered for every pass."""
+    summed. Sharded gradients are reduced after every micro-batch instead of summed, sharded weights gathered for every
+    pass."""
     slowest = [device_costs(machine.device.name) for machine in cluster.workers if machine.device is not None]
     known: dict[tuple[int, ...], tuple[float, ...]] = {}
     rows = np.empty((11, len(divisions)))
     splitting = np.array([splits_backward(schedule) for schedule in SCHEDULES])[divisions.schedule]
     # How far apart neighbouring replicas are; without groups of them in a pass, that plays no role.
     apart = np.where(divisions.order == 0, divisions.tp, divisions.tp * divisions.pp)
-    gathered = (divisions.replicas > 1) & (stage == 3)
+    gathered = (divisions.replicas > 1) & shards_weights
     columns = (
         divisions.tp, divisions.micro_batch, divisions.sequence_parallel.astype(np.int64), divisions.recompute,
         divisions.cp, divisions.ep, np.where((divisions.cp > 1) | (divisions.ep > 1), apart, 0), splitting,
-        (divisions.micro_batches > 1) & (stage < 2), gathered != (framework.unsharding == "autocast"),
+        (divisions.micro_batches > 1) & (not shards_gradients), gathered != (framework.unsharding == "autocast"),
     )  # fmt: skip
     for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         if key not in known:
@@ -125,15 +131,15 @@ def _price(
     # What one rank has of it.
     shape = (model, training.sequence // cp, micro_batch, tp, bool(sp))
     seen = training.head_sequence(shape[1], tp)
-    end = (with_rows(model, framework.vocab_multiple), seen, *shape[2:], fused, dtype)
+    end = (with_rows(model, framework.vocab_multiple * tp), seen, *shape[2:], fused, dtype)
     again = recomputed(*whole, policy, ep, cp, load, framework.selective)
     parts: list[Kernels] = [
         forward(*whole, ep, cp, load),
         backward(*whole, ep, cp, load) + again,
         embedding_forward(*shape, dtype),
         embedding_backward(*shape, dtype),
-        head_forward(*end, False, framework.in_place_loss, framework.loss_metrics),
-        head_backward(*end, False, framework.in_place_loss),
+        head_forward(*end, False, framework.in_place_loss, framework.loss_metrics, framework.loss_in_steps),
+        head_backward(*end, False, framework.in_place_loss, framework.loss_in_steps),
     ]
     everything = parts[0] + parts[1]
     weights: list[Kernels] = [(), (), ()]
@@ -177,7 +183,9 @@ def _price(
         # Kernels run slower while something is under way: what that adds is exposed in any case.
         hidden = min(overlap * pieces * framework.collective_scale("tp"), beside)
         network[index] -= hidden / framework.overlap.compute_slowdown
+    collectives = [sum(item.times for item in items) for items in exchanges]
     for way, items in enumerate(ep_collectives(*shape, ep, policy, width, load)):
+        collectives[way] += sum(item.times for item in items)
         each = (item.times * all_to_all_s(machine, cluster, ep, apart, item.bytes) for item in items)
         network[way] += sum(each) * framework.network_scale
     for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp, attention)):
@@ -186,6 +194,7 @@ def _price(
             hidden = device_s(costs, shift.beside, framework) * shared
             slowed = sent * (1.0 - 1.0 / framework.overlap.compute_slowdown)
             network[way] += shift.times * max(slowed, sent - hidden)
+            collectives[way] += shift.times
     host = framework.host
     launch = costs.device.launch_overhead_s * shared
     driven = [sum(count for _, count in part) * launch for part in parts]
@@ -195,15 +204,10 @@ def _price(
     driven[1] = max(driven[1], (backward_s + rerun) * shared)
     if splitting:
         driven[6] = max(driven[6], backward_s * shared)
-    collectives = [sum(item.times for item in items) for items in exchanges]
-    for way, items in enumerate(ep_collectives(*shape, ep, policy, width, load)):
-        collectives[way] += sum(item.times for item in items)
-    for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp)):
-        collectives[way] += sum(shift.times for shift in shifts)
     driven = [d + n * host.per_collective_s * shared for d, n in zip(driven, collectives, strict=True)]
     # A CPU drives itself: its work and the framework's take turns on the same cores.
-    itself = costs.device.kind == "cpu"
-    seconds = [d + n + h if itself else max(d + n, h) for d, n, h in zip(device, network, driven, strict=True)]
+    in_turn = costs.device.kind == "cpu" or host.blocking_launches
+    seconds = [d + n + h if in_turn else max(d + n, h) for d, n, h in zip(device, network, driven, strict=True)]
     return (*seconds, network[0] + network[1], costs.coverage(everything))
 
 

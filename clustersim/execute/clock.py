@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from clustersim.timeline import OpKind, Phase
 
-# A moment: seconds of time.monotonic(), or an event in a CUDA stream that `Clock.seconds` turns into them.
-Mark = float | torch.cuda.Event
+
+class Event(Protocol):
+    """A point in a device's stream, as torch.cuda.Event is one."""
+
+    def record(self) -> None:
+        """Put it into the current stream."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds from this one to another."""
+
+
+# A moment: seconds of time.monotonic(), or an event that `Clock.seconds` turns into them.
+Mark = float | Event
 
 
 def timing_event() -> torch.cuda.Event:
@@ -21,14 +37,21 @@ def timing_event() -> torch.cuda.Event:
 class Clock:
     """Takes marks and resolves them. time.monotonic() is one clock for all processes of a host."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._anchor: tuple[float, torch.cuda.Event] | None = None
-        if device.type == "cuda":
-            event = timing_event()
-            torch.cuda.synchronize(device)
-            event.record()
-            event.synchronize()
-            self._anchor = (time.monotonic(), event)
+    def __init__(self, new_event: Callable[[], Event] | None) -> None:
+        """`new_event`: what makes an event of the current device's stream; None for a device without streams."""
+        self._new_event = new_event
+        self._anchor: tuple[float, Event] | None = None
+        if new_event is not None:
+            for _ in range(2):  # The first event costs what starting the device costs.
+                event = new_event()
+                event.record()
+                event.synchronize()
+                self._anchor = (time.monotonic(), event)
+
+    @classmethod
+    def of(cls, device: torch.device) -> Clock:
+        """The clock of a rank that computes on `device`, which is the current one."""
+        return cls(timing_event if device.type == "cuda" else None)
 
     def host(self) -> float:
         """Now, on the host."""
@@ -36,9 +59,9 @@ class Clock:
 
     def mark(self) -> Mark:
         """Now: when everything issued before this call in the current stream is done."""
-        if self._anchor is None:
+        if self._new_event is None:
             return time.monotonic()
-        event = timing_event()
+        event = self._new_event()
         event.record()
         return event
 

@@ -89,6 +89,20 @@ class FlatAllReduce:
         pass
 
 
+# From here on the future of a gloo collective on GPU tensors orders the streams (pytorch pull request 170812); before,
+# it could hand over what was not summed yet.
+_SAFE_GLOO_FUTURES = (2, 11)
+
+
+def overlap_is_safe(task: Task, torch_version: str) -> bool:
+    """Whether all-reduces may run beside the backward pass: over gloo, GPU tensors need a PyTorch that waits for them.
+
+    Ranks that share a GPU talk over gloo."""
+    major, minor = torch_version.split(".")[:2]
+    over_gloo = task.device_kind == "gpu" and task.share_devices
+    return not over_gloo or (int(major), int(minor)) >= _SAFE_GLOO_FUTURES
+
+
 class Stage(nn.Module):
     """The layers of one bucket."""
 

@@ -195,7 +195,7 @@ def _refuse_layout(layout: Layout, workload: Workload, device_kind: str) -> None
 def _refuse_machine(task: Task, launcher: Launcher, folder: Path) -> None:
     """ExecutionError where this host has too little for the task."""
     if task.device_kind == "gpu":
-        found = _gpus(launcher, folder)
+        found = host_gpus(launcher, folder)
         if not found:
             raise ExecutionError(f"the plan needs {task.workers} GPUs, and PyTorch finds none on this host")
         if len(found) < task.workers and not task.share_devices:
@@ -216,15 +216,20 @@ def _refuse_machine(task: Task, launcher: Launcher, folder: Path) -> None:
         )
 
 
-def _gpus(launcher: Launcher, folder: Path) -> list[str]:
+def host_gpus(launcher: Launcher, folder: Path) -> list[str]:
+    """Starting a process that looks takes seconds: once for each launcher."""
     import json
 
+    if launcher.gpus is not None:
+        return launcher.gpus
     out = folder / "devices.json"
     launcher.run(
         "clustersim.execute.worker:describe_devices",
         ranks=1, folder=folder, arguments={"out": str(out)}, progress=lambda _: None, spawn=True,
     )  # fmt: skip
-    return json.loads(out.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    launcher.gpus = json.loads(out.read_text(encoding="utf-8"))
+    assert launcher.gpus is not None
+    return launcher.gpus
 
 
 def _host_memory(task: Task) -> int:

@@ -37,6 +37,8 @@ class Launcher:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self.gpus: list[str] | None = None
+        """The names of this host's GPUs, once somebody has asked a rank for them."""
 
     def __enter__(self) -> Launcher:
         return self

@@ -145,12 +145,16 @@ class _Probing:
         out = self._folder / f"{name}.json"
         if "record" in arguments:
             out.unlink(missing_ok=True)
-        if not out.exists():
-            with _own_folder(self._folder / name) as folder:
-                self._launcher.run(
-                    f"clustersim.execute.{function}", ranks=ranks, folder=folder, progress=self._progress,
-                    threads=threads, spawn=spawn, arguments={**arguments, "out": str(out)},
-                )  # fmt: skip
+        elif out.exists():
+            try:
+                return files.load(kind, out)
+            except ClustersimError as error:
+                self._progress(f"measured again, what an interrupted profile left cannot be read: {error}")
+        with _own_folder(self._folder / name) as folder:
+            self._launcher.run(
+                f"clustersim.execute.{function}", ranks=ranks, folder=folder, progress=self._progress,
+                threads=threads, spawn=spawn, arguments={**arguments, "out": str(out)},
+            )  # fmt: skip
         return files.load(kind, out)
 
 

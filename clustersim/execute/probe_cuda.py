@@ -14,8 +14,8 @@ import torch
 from clustersim import files
 from clustersim.execute import kernels
 from clustersim.execute.gpt import TORCH_DTYPE
-from clustersim.execute.probe_clocks import gpu_clocks, nvidia_smi
-from clustersim.execute.probe_grid import cuda_points
+from clustersim.execute.probe_clocks import Query, gpu_clocks, nvidia_smi
+from clustersim.execute.probe_grid import Points, cuda_points
 from clustersim.execute.probe_samples import (
     AttentionPoint,
     CopyPoint,
@@ -31,37 +31,42 @@ from clustersim.execute.probe_samples import (
     Timed,
 )
 from clustersim.execute.probe_session import RefusedPoint, measure_points
-from clustersim.execute.timing import CudaStream, QueueTimer, summary
+from clustersim.execute.timing import CudaStream, QueueTimer, Stream, summary
 from clustersim.hardware.kernel import Dtype
 
 # Seconds of samples of a kernel, and of a small model, which shall be as warm as in a long run.
 _BUDGET_S, _MODEL_S = 0.01, 0.5
 # Seconds of the sustained run in a short and in a long probe, and what is short.
 _SUSTAINED_S, _SHORT_S = (3.0, 8.0), 150.0
+# Before the burst: long enough for the device to cool and to have its power budget back.
+_PAUSE_S = 1.0
 
 
-class CudaDevice:
-    """A GPU, its timer, and the smallest kernel."""
+class QueuedDevice:
+    """A device that works beside the host, its timer, and the smallest kernel. Only `stream` knows that it is a GPU."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: Stream) -> None:
         self.device = device
+        self._stream = stream
         self._small = torch.zeros(8, device=device)
-        self.timer = QueueTimer(CudaStream(device), self.nothing)
+        self.timer = QueueTimer(stream, self.nothing)
 
     def nothing(self) -> None:
         """Launch the smallest kernel."""
         self._small.add_(1.0)
 
     def measure(self, point: Point) -> tuple[Sample, ...]:
-        """Time what `point` asks; RefusedPoint where this GPU or this PyTorch has no kernel, or no memory, for it."""
+        """Time what `point` asks; RefusedPoint where this device or this PyTorch has no kernel, or no memory, for
+        it."""
         try:
             with _tensor_cores_in_fp32(isinstance(point, GemmPoint) and point.dtype == "tf32"):
                 return self._measure(point)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             raise RefusedPoint("out of device memory") from None
-        except RuntimeError as error:
-            torch.cuda.synchronize()  # Raises where the context is lost, which ends the probe.
+        except (RuntimeError, ValueError) as error:
+            # PyTorch refuses shapes and types with either. Waiting raises where the context is lost: that ends all.
+            self._stream.wait()
             raise RefusedPoint(" ".join(str(error).split())[:200]) from None
 
     def _measure(self, point: Point) -> tuple[Sample, ...]:
@@ -85,7 +90,8 @@ class CudaDevice:
         if point.direction == "device-to-device":
             other = torch.empty_like(here)
         else:
-            other = torch.empty(point.bytes, dtype=torch.int8, pin_memory=True)
+            # Pinned, or the driver copies everything once more; a CPU's own memory needs none of that.
+            other = torch.empty(point.bytes, dtype=torch.int8, pin_memory=self.device.type != "cpu")
         source, target = (here, other) if point.direction == "device-to-host" else (other, here)
         time = self.timer.timed(lambda: target.copy_(source, non_blocking=True), _BUDGET_S)
         return CopySample(direction=point.direction, bytes=point.bytes, time=time)
@@ -100,8 +106,8 @@ class CudaDevice:
             return torch.mm(a, b)
 
         run()
-        torch.cuda.synchronize()
-        time.sleep(1.0)
+        self._stream.wait()
+        time.sleep(_PAUSE_S)
         burst = self.timer.timed(run, 0.02, 10)
         each: list[Timed] = []
         begin = time.perf_counter()
@@ -142,23 +148,43 @@ def measure_cuda(
     properties = torch.cuda.get_device_properties(device)
     uuid = getattr(properties, "uuid", None)
     query = nvidia_smi("0" if uuid is None else f"GPU-{uuid}")
-    before = gpu_clocks(query)
-    gpu = CudaDevice(device)
     seconds = _SUSTAINED_S[until_s - time.monotonic() > _SHORT_S]
     points = cuda_points(_dtypes(device), properties.total_memory, seconds)
+    probe = probe_queued(
+        QueuedDevice(device, CudaStream(device)), points, query, name=properties.name,
+        memory_bytes=properties.total_memory, software=_software(device), until_s=until_s, record=Path(record),
+        tell=tell,
+    )  # fmt: skip
+    files.save(probe, out)
+
+
+def probe_queued(
+    gpu: QueuedDevice,
+    points: Points,
+    query: Query,
+    *,
+    name: str,
+    memory_bytes: int,
+    software: dict[str, str],
+    until_s: float,
+    record: Path,
+    tell: Callable[[str], None],
+) -> DeviceProbe:
+    """Measure `points` on a device that works beside the host; `query` answers for its clocks, limits and driver."""
+    before = gpu_clocks(query)
     found = measure_points(
-        gpu, points.order, needed=points.needed, until_s=until_s, record=Path(record), now=time.monotonic, tell=tell
+        gpu, points.order, needed=points.needed, until_s=until_s, record=record, now=time.monotonic, tell=tell
     )
     after = gpu_clocks(query)
-    probe = DeviceProbe(
+    return DeviceProbe(
         kind="gpu",
-        name=properties.name,
-        memory_bytes=properties.total_memory,
+        name=name,
+        memory_bytes=memory_bytes,
         threads=0,
         floor_s=gpu.timer.floor_s,
         launch_s=gpu.timer.launch_s(gpu.nothing),
         power_w=_number(after["power_limit_w"]),
-        software=_software(device, after["driver"]),
+        software={**software, "driver": after["driver"]},
         before=before,
         after=after,
         missed=found.missed_by_kind,
@@ -170,7 +196,6 @@ def measure_cuda(
         layers=found.layers,
         sustained=found.sustained,
     )
-    files.save(probe, out)
 
 
 def _dtypes(device: torch.device) -> list[Dtype]:
@@ -184,7 +209,7 @@ def _dtypes(device: torch.device) -> list[Dtype]:
     return found
 
 
-def _software(device: torch.device, driver: str) -> dict[str, str]:
+def _software(device: torch.device) -> dict[str, str]:
     version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return {
         "torch": torch.__version__,
@@ -192,7 +217,6 @@ def _software(device: torch.device, driver: str) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(version),
         "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
-        "driver": driver,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,12 +44,16 @@ def _source(probe: Probe, found: DeviceProbe) -> str:
 
 
 def probed_device(
-    probe: Probe, found: DeviceProbe, name: str, before: Path | None = None
+    probe: Probe,
+    found: DeviceProbe,
+    name: str,
+    before: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Device, ProbedTables]:
     """The profile of a probed device: its tables, and a roofline fitted to them for what they lack. `before`: the
-    folder of an earlier profile, whose rows stay where it is of the same machine."""
+    folder of an earlier profile, whose rows stay where it is of the same machine; where not, `tell` hears why."""
     _refuse_incomplete(found)
-    tables = probed_tables(found, _source(probe, found), before)
+    tables = probed_tables(found, _source(probe, found), before, tell)
     return _device(probe, found, name, tables), tables
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,14 +51,22 @@ class Written:
     files: tuple[Path, ...]
 
 
-def write_profiles(probe: Probe, name: str, folder: Path | None = None, *, fresh: bool = False) -> Written:
+def write_profiles(
+    probe: Probe,
+    name: str,
+    folder: Path | None = None,
+    *,
+    fresh: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Written:
     """Write `probe` as the profiles `name` below `folder` (the user's own profiles).
 
     `devices/<name>` is one rank's share of the CPU; `nodes/<name>` this host with as many such devices as ranks were
     probed at once, sharing its cores; `links/<name>-loopback` its messages; `frameworks/clustersim-<name>` clustersim's
     executor with the host costs measured here; `devices/<name>-gpu` the first GPU, `nodes/<name>-gpu` the host with it.
 
-    Kernel tables of the same machine that are there already are extended, point by point; `fresh` replaces them.
+    Kernel tables of the same machine that are there already are extended, point by point; `fresh` replaces them, and
+    so does a machine or a format that is another: `tell` hears of that.
     Everything is put together in a folder of its own first: a profile is never half of one probe and half of another.
     ExecutionError where the probe lacks what a profile needs.
     """
@@ -67,7 +76,7 @@ def write_profiles(probe: Probe, name: str, folder: Path | None = None, *, fresh
     except OSError as error:
         raise InputError(f"{root}: cannot be written: {error.strerror}") from None
     with tempfile.TemporaryDirectory(prefix=".profile-", dir=root) as stage:
-        found = _staged(probe, name, Path(stage), None if fresh else root)
+        found = _staged(probe, name, Path(stage), None if fresh else root, tell)
         final = tuple(root / path.relative_to(stage) for path in found.files)
         for source, target in zip(found.files, final, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,18 +84,18 @@ def write_profiles(probe: Probe, name: str, folder: Path | None = None, *, fresh
     return replace(found, files=final)
 
 
-def _staged(probe: Probe, name: str, root: Path, before: Path | None) -> Written:
+def _staged(probe: Probe, name: str, root: Path, before: Path | None, tell: Callable[[str], None]) -> Written:
     """All files below `root`; `before` is where earlier ones are."""
     written: list[Path] = []
     cpu = probe.devices[0]
-    device = _write_device(probe, cpu, name, root, before, written)
+    device = _write_device(probe, cpu, name, root, before, written, tell)
     gpus = [d for d in probe.devices if d.kind == "gpu"]
     gpu = f"{name}-gpu" if gpus else None
     costs = DeviceCosts(device, root / "devices" / name)
     base, sample = "clustersim", cpu
     if gpus and gpu is not None:
         sample = gpus[0]
-        costs = DeviceCosts(_write_device(probe, sample, gpu, root, before, written), root / "devices" / gpu)
+        costs = DeviceCosts(_write_device(probe, sample, gpu, root, before, written, tell), root / "devices" / gpu)
     link = _link(probe, f"{name}-loopback")
     _save(link, root / "links" / f"{link.name}.yaml", written)
     node = _node(probe, device, link, name, root, written)
@@ -101,9 +110,15 @@ def _staged(probe: Probe, name: str, root: Path, before: Path | None) -> Written
 
 
 def _write_device(
-    probe: Probe, found: DeviceProbe, name: str, root: Path, before: Path | None, written: list[Path]
+    probe: Probe,
+    found: DeviceProbe,
+    name: str,
+    root: Path,
+    before: Path | None,
+    written: list[Path],
+    tell: Callable[[str], None],
 ) -> Device:
-    device, tables = probed_device(probe, found, name, None if before is None else before / "devices" / name)
+    device, tables = probed_device(probe, found, name, None if before is None else before / "devices" / name, tell)
     for file, text in tables.texts.items():
         _save_text(text, root / "devices" / name / file, written)
     _save(device, root / "devices" / name / "device.yaml", written)
@@ -187,7 +202,9 @@ def _slowdown(probe: Probe) -> tuple[float, ...]:
     more numerous ones bounds theirs.
     """
     known = sorted(s.ranks for s in probe.shared)
-    times = {s.ranks: s.layer.seconds / probe.alone.layer.seconds for s in probe.shared}
+    # The same holds for one rank alone, against several with no more threads each.
+    alone = min(s.layer.seconds for s in (probe.alone, *probe.shared) if s.threads <= probe.alone.threads)
+    times = {s.ranks: s.layer.seconds / alone for s in probe.shared}
     least = [min(times[other] for other in known if other >= ranks) for ranks in known]
     return tuple(float(np.interp(count, known, least)) for count in range(1, known[-1] + 1))
 

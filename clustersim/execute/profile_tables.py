@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,10 +36,10 @@ class ProbedTables:
         return {"gemm.csv": self.gemm.text(), "attention.csv": self.attention.text(), "memory.csv": self.memory.text()}
 
 
-def probed_tables(found: DeviceProbe, source: str, folder: Path | None) -> ProbedTables:
+def probed_tables(found: DeviceProbe, source: str, folder: Path | None, tell: Callable[[str], None]) -> ProbedTables:
     """The rows of `found`, and those rows of the profile in `folder` that were not measured again, where that profile
-    was measured on the same machine (it states the same `source`)."""
-    earlier = None if folder is None else _earlier(folder, source)
+    was measured on the same machine (it states the same `source`); `tell` hears why it is not used."""
+    earlier = None if folder is None else _earlier(folder, source, tell)
     rows = (_gemm_rows(found), _attention_rows(found), _memory_rows(found))
     kept = dict.fromkeys(("gemm.csv", "attention.csv", "memory.csv"), 0)
     if earlier is None or folder is None:
@@ -60,8 +61,8 @@ def merged(old: Rows, new: Rows) -> tuple[Rows, int]:
     return type(new)(**columns), int(mask.sum())
 
 
-def _earlier(folder: Path, source: str) -> Device | None:
-    """The device profile in `folder`, where it is of this machine and whole."""
+def _earlier(folder: Path, source: str, tell: Callable[[str], None]) -> Device | None:
+    """The device profile in `folder`, where it is of this machine and whole, in the format of now."""
     if not (folder / "device.yaml").exists():
         return None
     try:
@@ -69,9 +70,13 @@ def _earlier(folder: Path, source: str) -> Device | None:
         GemmRows.read(folder / "gemm.csv")
         AttentionRows.read(folder / "attention.csv")
         MemoryRows.read(folder / "memory.csv")
-    except ClustersimError:
+    except ClustersimError as error:
+        tell(f"the earlier profile is replaced, it cannot be read: {error}")
         return None
-    return device if device.provenance.source == source else None
+    if device.provenance.source != source:
+        tell(f"the earlier profile {folder.name} is replaced, it is of another source: {device.provenance.source}")
+        return None
+    return device
 
 
 def _gemm_rows(found: DeviceProbe) -> GemmRows:

@@ -23,6 +23,8 @@ _ALWAYS_WITHIN = 0.01
 # Kernels shorter than this are also timed many at a time: events around a single one cost as much as it does.
 _SHORT_KERNEL_S = 30e-6
 _BATCH = 20
+# An idle device runs at a fraction of its clock; after so many seconds of work it runs at its own.
+_WAKE_S = 0.3
 # Flushes of the cache in front give the host a lead over the device: so many times what it needs, so many at most.
 _LEAD = 1.5
 _MOST_FLUSHES = 200
@@ -99,6 +101,7 @@ class QueueTimer:
         """`nothing` launches the smallest kernel there is."""
         self._stream = stream
         self._overhead_s = 0.0
+        self._wake()
         self._flush_s = self._of_flush()
         alone = self._alone(nothing, 0.05, 100).seconds
         self.floor_s = self._in_a_row(nothing)
@@ -132,7 +135,7 @@ class QueueTimer:
         end = self._stream.now() + budget_s
         while len(samples) < 5 or self._stream.now() < end:
             # The timed calls follow others without a pause, as they do in training.
-            took = [self._stream.seconds(lambda: [function() for _ in range(inner)]) for _ in range(3)]
+            took = [self._stream.seconds(lambda: _repeat(function, inner)) for _ in range(3)]
             self._stream.wait()
             samples += [one() / inner for one in took[1:]]
         return summary(samples)
@@ -149,6 +152,12 @@ class QueueTimer:
         took = self._stream.now() - begin
         self._stream.wait()
         return took / count
+
+    def _wake(self) -> None:
+        end = self._stream.now() + _WAKE_S
+        while self._stream.now() < end:
+            _repeat(self._stream.flush, _BATCH)
+            self._stream.wait()
 
     def _of_flush(self) -> float:
         for _ in range(3):
@@ -190,10 +199,16 @@ class QueueTimer:
         for _ in range(5):
             for _ in range(lead):
                 self._stream.flush()
-            took = self._stream.seconds(lambda: [function() for _ in range(calls)])
+            took = self._stream.seconds(lambda: _repeat(function, calls))
             self._stream.wait()
             samples.append(took() / calls)
         return summary(samples).seconds
+
+
+def _repeat(function: Callable[[], object], calls: int) -> None:
+    # What a call returns is freed before the next one: a pass through a model holds gigabytes.
+    for _ in range(calls):
+        function()
 
 
 class CudaStream:
@@ -201,6 +216,7 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         size = int(torch.cuda.get_device_properties(device).L2_cache_size)
+        self._device = device
         self._buffer = torch.empty(2 * max(size, 2**24), dtype=torch.int8, device=device)
 
     def flush(self) -> None:
@@ -214,7 +230,7 @@ class CudaStream:
         return lambda: float(start.elapsed_time(stop)) * 1e-3
 
     def wait(self) -> None:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
 
     def now(self) -> float:
         return time.perf_counter()

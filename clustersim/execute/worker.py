@@ -25,16 +25,19 @@ from clustersim.compare import Run
 from clustersim.errors import ClustersimError, ExecutionError
 from clustersim.execute.batches import micro_batches
 from clustersim.execute.clock import Clock, Mark, Notes
-from clustersim.execute.data_parallel import FlatAllReduce, OverlappedAllReduce, Synchroniser
+from clustersim.execute.data_parallel import FlatAllReduce, OverlappedAllReduce, Synchroniser, overlap_is_safe
 from clustersim.execute.gpt import TORCH_DTYPE, Gpt
 from clustersim.execute.gradients import bucket_parameters
 from clustersim.execute.measured import Observed, assemble
 from clustersim.execute.parameter_server import NodeGroups, ServedWorker, Server, node_groups
+from clustersim.execute.surroundings import surroundings
 from clustersim.execute.task import Task, server_rank
 from clustersim.execute.text import Text
 from clustersim.layout.layout import AllReduce, ParameterServer
 
 _MOST_LINES = 20
+# Reading a loss waits for the device, and then the device for the host: rarely on a GPU, or steps would be longer.
+_TELL_EVERY_S = 2.0
 _PINGS = 20
 
 
@@ -68,7 +71,7 @@ def perform(task: Task, *, rank: int, local_rank: int, store: Any, tell: Callabl
         torch.set_float32_matmul_precision("high")
     groups = node_groups(task, rank)
     offset = _clock_offset(rank, task.processes)
-    notes = Notes(Clock(device))
+    notes = Notes(Clock.of(device))
     if is_worker:
         losses, ends, weights = _train(task, rank, device, groups, notes, tell)
     else:
@@ -76,7 +79,7 @@ def perform(task: Task, *, rank: int, local_rank: int, store: Any, tell: Callabl
         losses, ends, weights = [], [], {}
     mine = Observed(
         rank=rank, rows=notes.rows(), losses=losses, step_ends_s=ends, clock_offset_s=offset,
-        environment=_environment(device),
+        environment=surroundings(device),
     )  # fmt: skip
     everything = _gather(rank, task.processes, json.dumps(asdict(mine)).encode())
     if rank != 0:
@@ -113,7 +116,7 @@ def _train(
         recompute=layout.recompute,
     )  # fmt: skip
     gpt.train()
-    sync = _synchroniser(task, gpt, notes, rank, device, groups)
+    sync = _synchroniser(task, gpt, notes, rank, device, groups, tell)
     text = Text(task.seed, training.global_batch, training.sequence)
     mine = micro_batches(layout, training.global_batch, layout.coordinates(rank)[1])
     losses: list[Tensor] = []
@@ -123,16 +126,17 @@ def _train(
     _meet()
     gc.collect()
     gc.disable()  # A collection in the middle of a step would be measured as work.
-    before = time.monotonic()
+    before, told = time.monotonic(), -1
     for step in range(total):
         losses.append(_step(task, step, mine, text, sync, notes, device))
         ends.append(notes.clock.mark())
-        if rank == 0 and (step % every == 0 or step == total - 1):
+        due = step % every == 0 if device.type == "cpu" else time.monotonic() - before >= _TELL_EVERY_S
+        if rank == 0 and (due or step in (0, total - 1)):
             share = sum(len(sequences) for sequences in mine) / training.global_batch
             value = float(losses[-1]) / share
             now = time.monotonic()
-            took = (now - before) / (1 if step == 0 else min(every, step))
-            before = now
+            took = (now - before) / (step - told)
+            before, told = now, step
             kind = "warm-up" if step < task.warmup else "step"
             tell(f"{kind} {step + 1}/{total}: {took * 1e3:.1f} ms, loss {value:.4f} on rank 0's sequences")
     gc.enable()
@@ -146,14 +150,26 @@ def _train(
 
 
 def _synchroniser(
-    task: Task, gpt: Gpt, notes: Notes, rank: int, device: torch.device, groups: NodeGroups | None
+    task: Task,
+    gpt: Gpt,
+    notes: Notes,
+    rank: int,
+    device: torch.device,
+    groups: NodeGroups | None,
+    tell: Callable[[str], None],
 ) -> Synchroniser:
     scheme = task.layout.scheme
     if isinstance(scheme, ParameterServer):
         return ServedWorker(task, gpt, notes, rank, device, groups)
     assert isinstance(scheme, AllReduce)
     if scheme.overlap and task.layout.mesh.dp > 1:
-        return OverlappedAllReduce(task, gpt, notes)
+        if overlap_is_safe(task, torch.__version__):
+            return OverlappedAllReduce(task, gpt, notes)
+        if rank == 0:
+            tell(
+                f"no overlap: gloo in PyTorch {torch.__version__} hands over GPU tensors before they are summed (until "
+                "2.11); all-reduces run after the backward pass"
+            )
     return FlatAllReduce(task, gpt, notes)
 
 
@@ -281,21 +297,9 @@ def _device_of(task: Task, local_rank: int, is_worker: bool) -> tuple[torch.devi
     device = torch.device("cuda", local_rank % found)
     torch.cuda.set_device(device)
     served = isinstance(task.layout.scheme, ParameterServer)
-    return device, "gloo" if served or task.share_devices else "nccl"
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    found = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.release()}",
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-    }
-    if device.type == "cuda":
-        found["cuda"] = str(torch.version.cuda)
-        found["device"] = torch.cuda.get_device_name(device)
-    return found
+    # One rank sends nothing: it needs no NCCL.
+    alone = task.workers == 1 and not dist.is_nccl_available()
+    return device, "gloo" if served or task.share_devices or alone else "nccl"
 
 
 def _save_weights(weights: dict[str, Tensor], path: str) -> None:

@@ -122,6 +122,8 @@ def _spawn(job: dict[str, Any], rank: int) -> int:
 
 def _fork(job: dict[str, Any], rank: int) -> int:
     sys.stdout.flush()
+    torch = sys.modules.get("torch")
+    assert torch is None or not torch.cuda.is_initialized(), "a process that has touched CUDA cannot be forked"
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
-from clustersim.hardware.kernel import Dtype
+from clustersim.hardware.kernel import GradientDtype
 from clustersim.hardware.provenance import Provenance
 from clustersim.units import FILE, Bytes, Fraction, Positive, Seconds
 
@@ -22,7 +22,8 @@ class HostCost:
     """CPU time the framework spends to drive the device; a step takes the larger of it and the device's time.
 
     `per_collective` is spent before every collective, pipeline send, push and pull begins, and for every collective
-    inside a pass.
+    inside a pass. `blocking_launches`: every kernel is waited for before the next one is launched (the environment's
+    CUDA_LAUNCH_BLOCKING=1), so that a pass takes the sum of both times.
     """
 
     __pydantic_config__: ClassVar[Any] = FILE
@@ -31,6 +32,7 @@ class HostCost:
     per_micro_batch_s: Seconds
     per_step_s: Seconds
     per_collective_s: Seconds = 0.0
+    blocking_launches: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +101,14 @@ class Framework:
     `gradient_accumulation`: how the gradients of several micro-batches are summed: in the weight gradient's GEMM
     (fused), by a kernel that adds them (added), or through a cleared copy in the compute type (copied: DeepSpeed with
     bf16).
-    `in_place_loss`: cross-entropy is one kernel on 16-bit logits, whose gradient replaces them; `loss_metrics`:
+    `in_place_loss`: cross-entropy is one kernel on 16-bit logits, whose gradient replaces them; `loss_in_steps`: a
+    kernel for each step on fp32 logits, in place (Megatron-LM's vocab_parallel_cross_entropy); `loss_metrics`:
     how many further cross-entropies of the logits a training step reports. `fused_optimizer`: one kernel for all of a
     step's operations, else one for each. `clips_gradients`: their norm is taken and they are scaled. `unsharding`: what
     gathered weights and their gradients are copied through (`sharding_kernels`). `selective`: what selective
     recomputation runs again: attention without its projections, or every second product and what is between them
-    (torchtitan). `vocab_multiple`: what the vocabulary is padded to in products.
+    (torchtitan). `vocab_multiple`: a multiple of it is a tensor-parallel rank's part of the vocabulary padded to, in
+    products (Megatron-LM's --make-vocab-size-divisible-by).
     `sharded_reduce`: how stage 1 of a sharded optimizer reduces gradients, each rank its shard, or all of them on every
     rank (DeepSpeed's BF16 optimizer).
     `scatter_gather`: a pipeline send carries 1/tp of the activations from each tensor-parallel rank, gathered after.
@@ -120,10 +124,11 @@ class Framework:
     name: str
     attention: Literal["flash", "unfused", "flash-1", "flash-2", "flash-3", "cudnn"]
     fused_elementwise: bool
-    gradient_dtype: Dtype
+    gradient_dtype: GradientDtype
     gradient_accumulation: Accumulation
     sharded_reduce: Literal["reduce_scatter", "all_reduce"] = "reduce_scatter"
     in_place_loss: bool = False
+    loss_in_steps: bool = False
     loss_metrics: int = 0
     fused_optimizer: bool = True
     clips_gradients: bool = False

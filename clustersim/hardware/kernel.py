@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Literal
 from clustersim.units import FILE
 
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
+# What gradients are summed and sent in. tf32 is a way to multiply, fp8 one to multiply and to keep inputs: no framework
+# of the profiles adds gradients up in them.
+GradientDtype = Literal["fp64", "fp32", "bf16", "fp16"]
 
 # tf32 is stored as fp32.
 BYTES_OF: dict[Dtype, int] = {"fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}

@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from clustersim.errors import InputError
 from clustersim.horizon.failures import Failure, Failures
 from clustersim.horizon.job import Job, Threat
 
@@ -19,6 +20,9 @@ Floats = NDArray[np.float64]
 Cause = Threat | Literal["node", "planned"]
 Phase = Literal["train", "checkpoint", "restart", "wait", "planned"]
 Waiting = Generator[simpy.Event, Any, None]
+
+# Of all runs together: a second or two for every million.
+_MOST_FAILURES = 2e7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +86,17 @@ def horizon(job: Job, *, days: float, seeds: int, seed: int = 0) -> Horizon:
 
     Failures that all roll back to a restart of constant length leave independent stretches of training, of which each
     is accounted for in closed form, all at once; spares, repairs, elastic jobs, planned stops and servers with copies
-    are a process on SimPy's clock. O(seeds * failures) either way. The failures of run i depend on (seed, i) and on
+    are a process on SimPy's clock. O(seeds * failures) either way; InputError where
+    these are too many. The failures of run i depend on (seed, i) and on
     each hazard's cause and component, not on how many runs or other hazards there are.
     """
     whole = days * 86400.0
+    expected = seeds * whole * sum(threat.rate_per_s for threat in job.threats)
+    if expected > _MOST_FAILURES:
+        raise InputError(
+            f"reliability.failures: {expected:.3g} failures in {seeds} runs of {days:g} days; at most "
+            f"{_MOST_FAILURES:g} are simulated: write fewer --days or --seeds, or rarer failures"
+        )
     ledgers = []
     causes = np.zeros(len(job.threats))
     for run in range(seeds):

@@ -43,9 +43,11 @@ def node_profile(topology: Topology, said: Said, name: str, provenance: Provenan
     """
     file, like = topology.file, said.like
     gpus = len(topology.gpus)
-    if gpus == 0:
-        more = "; --gpu and --nic say which PCI devices are what" if topology.unknown else ""
-        raise ProfileError(f"{file}: states no GPU{more}")
+    missing = missing_options(topology, said)
+    if missing:
+        raise ProfileError(
+            f"{file}: does not state all that a profile holds; give {', '.join(missing)}, or --like NODE"
+        )
     device = _device(topology, said)
     # A node of one device needs no interconnect.
     interconnect = _interconnect(topology, said) if gpus > 1 else None
@@ -55,22 +57,6 @@ def node_profile(topology: Topology, said: Said, name: str, provenance: Provenan
     pcie = said.pcie or (like.pcie if like is not None else None)
     per_switch = topology.gpus_per_switch() or said.gpus_per_switch
     per_switch = per_switch or (like.devices_per_pcie_switch if like is not None else None)
-    missing = [
-        flag
-        for value, flag in (
-            (device, "--device NAME"),
-            (interconnect if gpus > 1 else "", _interconnect_flags(topology)),
-            (nics, "--nics COUNT"),
-            (nic_link, "--nic-link NAME"),
-            (host, "--host NODE (whose CPUs and memory it has)"),
-            (per_switch if pcie is not None else 1, "--gpus-per-switch COUNT"),
-        )
-        if value is None
-    ]
-    if missing:
-        raise ProfileError(
-            f"{file}: does not state all that a profile holds; give {', '.join(missing)}, or --like NODE"
-        )
     assert nics is not None
     assert nic_link is not None
     assert host is not None
@@ -90,6 +76,28 @@ def node_profile(topology: Topology, said: Said, name: str, provenance: Provenan
         )
     except ValueError as error:
         raise ProfileError(f"{file}: {error}; a profile needs regular machines: give --nics COUNT") from None
+
+
+def missing_options(topology: Topology, said: Said) -> tuple[str, ...]:
+    """The options that a profile of this machine still needs, in words. ProfileError, one line, where none helps."""
+    like = said.like
+    if not topology.gpus:
+        mend = "; --gpu and --nic say which PCI devices are what" if topology.unknown else ""
+        raise ProfileError(f"{topology.file}: states no GPU{mend}")
+    per_switch = topology.gpus_per_switch() or said.gpus_per_switch or like
+    interconnect = _interconnect(topology, said) if len(topology.gpus) > 1 else ""
+    return tuple(
+        flag
+        for value, flag in (
+            (_device(topology, said), "--device NAME"),
+            (interconnect, _interconnect_flags(topology)),
+            (_nic_count(topology, said), "--nics COUNT"),
+            (said.nic_link or like, "--nic-link NAME"),
+            (said.host or like, "--host NODE (whose CPUs and memory it has)"),
+            (per_switch if said.pcie is not None else "", "--gpus-per-switch COUNT"),
+        )
+        if value is None
+    )
 
 
 def _interconnect_flags(topology: Topology) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import Dtype
+from clustersim.hardware.kernel import GradientDtype
 from clustersim.layout.layout import Algorithm, Family, RankOrder, Recompute, Schedule, ServerPlacement
 from clustersim.units import FILE, Bytes
 from clustersim.workload.training import Workload
@@ -34,7 +34,7 @@ class LayoutSpec:
     virtual_stages: int | None = None
     boundaries: Literal["even", "balanced", "slots"] | tuple[int, ...] | None = None
     recompute: Recompute | None = None
-    gradient: Dtype | None = None
+    gradient: GradientDtype | None = None
     order: RankOrder | None = None
     sync: Family | None = None
     algorithm: Algorithm | Literal["auto"] | None = None
@@ -50,6 +50,9 @@ class LayoutSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in ("bucket", "partition"):
+            if getattr(self, f"{name}_bytes") == 0.0:
+                raise ValueError(f"{name} must be more than 0; write e.g. 25MiB, or leave it out")
         if self.servers is not None and self.servers < 0:
             raise ValueError(f"servers must not be negative, but is {self.servers}")
         if isinstance(self.boundaries, tuple) and (

@@ -22,7 +22,9 @@ RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")
 ORDERS: tuple[RankOrder, ...] = ("tp-dp-pp", "tp-pp-dp")
 _MOST_VIRTUAL_STAGES = 8
-_LARGEST_MICRO_BATCH = 64
+LARGEST_MICRO_BATCH = 64
+# Of one replica in a step: each is simulated.
+MOST_MICRO_BATCHES = 2**16
 # Tokens of a sequence that a context-parallel rank keeps at least, unless cp is named.
 _LEAST_CONTEXT = 4096
 
@@ -155,15 +157,15 @@ def _micro_batches(global_batch: int, dp: int, fixed: int | None) -> Iterator[tu
     smaller last one."""
     if fixed is not None:
         share = -(-global_batch // dp)
-        if global_batch >= dp and fixed <= share:
+        if global_batch >= dp and fixed <= share and share <= fixed * MOST_MICRO_BATCHES:
             yield fixed, -(-share // fixed)
         return
     if global_batch % dp != 0:
         return
     share = global_batch // dp
     size = 1
-    while size <= min(share, _LARGEST_MICRO_BATCH):
-        if share % size == 0:
+    while size <= min(share, LARGEST_MICRO_BATCH):
+        if share % size == 0 and share <= size * MOST_MICRO_BATCHES:
             yield size, share // size
         size *= 2
 

@@ -32,19 +32,20 @@ def end_loads(
     return _loads_on(
         device_costs(device.name), workload.model, workload.training.sequence, tp, framework.attention,
         framework.fused_elementwise, workload.training.precision, recompute, framework.in_place_loss,
+        framework.loss_in_steps,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
 def _loads_on(
     costs: DeviceCosts, model: Model, sequence: int, tp: int, attention: AttentionKind, fused: bool, dtype: Dtype,
-    recompute: Recompute, in_place: bool,
+    recompute: Recompute, in_place: bool, in_steps: bool,
 ) -> tuple[float, float]:  # fmt: skip
     shape, how = (model, sequence, 1, tp, False), (attention, fused, dtype)
     layer = forward(*shape, *how) + backward(*shape, *how) + recomputed(*shape, *how, recompute)
     embedding = embedding_forward(*shape, dtype) + embedding_backward(*shape, dtype)
-    head = head_forward(*shape, fused, dtype, in_place=in_place)
-    head += head_backward(*shape, fused, dtype, in_place=in_place)
+    head = head_forward(*shape, fused, dtype, in_place=in_place, in_steps=in_steps)
+    head += head_backward(*shape, fused, dtype, in_place=in_place, in_steps=in_steps)
     one = costs.seconds(layer)
     # To a hundredth: what differs by less makes no other split.
     return round(costs.seconds(embedding) / one, 2), round(costs.seconds(head) / one, 2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, assert_never
 
 from clustersim.hardware.framework import Schedule as Schedule
-from clustersim.hardware.kernel import Dtype
+from clustersim.hardware.kernel import Dtype, GradientDtype
 from clustersim.layout.schedule import splits_backward, stage_of
 from clustersim.layout.split import even_boundaries as even_boundaries
 from clustersim.units import FILE, Bytes
@@ -95,7 +95,7 @@ class Precision:
 
     __pydantic_config__: ClassVar[Any] = FILE
     compute: Dtype
-    gradient: Dtype
+    gradient: GradientDtype
     optimizer: Dtype
 
 
@@ -119,6 +119,16 @@ class Sharded:
     stage: Literal[1, 2, 3]
     bucket_bytes: Bytes
     overlap: bool
+
+    @property
+    def shards_gradients(self) -> bool:
+        """No rank keeps all sums, so that gradients are reduced after every micro-batch, not only after the last."""
+        return self.stage >= 2
+
+    @property
+    def shards_weights(self) -> bool:
+        """No rank keeps all weights, so that they are gathered before every pass."""
+        return self.stage == 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -358,10 +358,10 @@ def _state(space: Space, per: StateBytes, stages: _Stages, software: DeviceMemor
                 one, three = stages.largest[scheme.bucket_bytes]
                 optimizer[rows], step[rows] = shards[rows] * per.optimizer, shards[rows] * (copy + flat)
                 buffers[rows] += np.minimum(software.reduce_buffer_bytes, gradients[rows])
-                if scheme.stage >= 2:
+                if scheme.shards_gradients:
                     gradients[rows] = shards[rows] * per.gradients
                     buffers[rows] += one[at] * per.gradients
-                if scheme.stage == 3:
+                if scheme.shards_weights:
                     weights[rows] = shards[rows] * per.weights
                     buffers[rows] += three[at] * per.weights
                     if software.fp32_shards and per.weights == 2:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clustersim.cluster.cluster import Cluster
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF, Dtype
+from clustersim.hardware.kernel import BYTES_OF, Dtype, GradientDtype
 from clustersim.layout.auto import auto_algorithms
 from clustersim.layout.choices import Choices
 from clustersim.layout.divisions import ORDERS, RECOMPUTES, SCHEDULES, Divisions, every_division, local_peers
@@ -167,10 +167,10 @@ def layouts(workload: Workload, cluster: Cluster, framework: Framework, choices:
     )
 
 
-def precision_of(compute: Dtype, framework: Framework, gradient: Dtype | None = None) -> Precision:
+def precision_of(compute: Dtype, framework: Framework, gradient: GradientDtype | None = None) -> Precision:
     """Types of a training in `compute`: gradients in the type that is asked for, else in the framework's, or in that of
     wider compute."""
     if compute in ("fp32", "tf32", "fp64"):
-        wide: Dtype = "fp64" if compute == "fp64" else "fp32"
+        wide: GradientDtype = "fp64" if compute == "fp64" else "fp32"
         return Precision(compute=compute, gradient=gradient or wide, optimizer=wide)
     return Precision(compute=compute, gradient=gradient or framework.gradient_dtype, optimizer="fp32")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Literal, assert_never
 
 from clustersim.hardware.kernel import BYTES_OF
 from clustersim.layout.layout import AllReduce, ParameterServer, Sharded, node_peers
 from clustersim.program.draft import Draft
 from clustersim.program.program import Bucket, Collective, Exchange, Gate, Position, Ref, Update, Work
-from clustersim.timeline import OpId
+from clustersim.timeline import OpId, OpKind
 from clustersim.workload.layer_kernels import optimizer_kernels
 from clustersim.workload.model import vocab_per_rank
 from clustersim.workload.training import STATE_TENSORS
@@ -40,13 +40,13 @@ class Synchronisation:
     def every_micro_batch(self) -> bool:
         """Gradients are reduced after every micro-batch, not only after the last."""
         scheme = self.draft.layout.scheme
-        return isinstance(scheme, Sharded) and scheme.stage >= 2
+        return isinstance(scheme, Sharded) and scheme.shards_gradients
 
     @property
     def gathers_weights(self) -> bool:
         """Weights are gathered before every pass."""
         scheme = self.draft.layout.scheme
-        return isinstance(scheme, Sharded) and scheme.stage == 3
+        return isinstance(scheme, Sharded) and scheme.shards_weights
 
     @property
     def reducing_peers(self) -> int:
@@ -61,7 +61,8 @@ class Synchronisation:
     def gather_first(self, stage: int, mine: list[Bucket]) -> dict[int, Ref]:
         """Weights sharded by the optimizer are gathered beside the first forward pass, where the framework can."""
         scheme = self.draft.layout.scheme
-        if not isinstance(scheme, Sharded) or scheme.stage == 3 or not self.draft.framework.overlap.parameter_gather:
+        shared_out = isinstance(scheme, Sharded) and not scheme.shards_weights
+        if not shared_out or not self.draft.framework.overlap.parameter_gather:
             return {}
         found: dict[int, Ref] = {}
         for bucket in sorted(mine, key=lambda b: (b.stage, -b.index)):
@@ -103,24 +104,21 @@ class Synchronisation:
     def _send(self, stage: int, i: int, bucket: Bucket, after: tuple[Ref, ...]) -> list[Ref]:
         layout = self.draft.layout
         scheme, gradient = layout.scheme, layout.precision.gradient
-        part = f"B{bucket.index}"
         match scheme:
             case AllReduce():
                 if layout.mesh.replicas == 1:
                     return list(after[:1])
-                op = OpId(0, -1, bucket.stage, "synchronise", part, "all-reduce")
-                return [self.draft.collective(stage, op, "all_reduce", bucket, gradient, after)]
+                kind: Literal["all_reduce", "reduce_scatter"] = "all_reduce"
             case Sharded():
-                micro_batch = i if scheme.stage >= 2 else -1
-                if scheme.stage == 1 and self.draft.framework.sharded_reduce == "all_reduce":
-                    op = OpId(0, -1, bucket.stage, "synchronise", part, "all-reduce")
-                    return [self.draft.collective(stage, op, "all_reduce", bucket, gradient, after)]
-                op = OpId(0, micro_batch, bucket.stage, "synchronise", part, "reduce-scatter")
-                return [self.draft.collective(stage, op, "reduce_scatter", bucket, gradient, after)]
+                kind = "reduce_scatter" if scheme.shards_gradients else self.draft.framework.sharded_reduce
             case ParameterServer():
                 return self._exchange(stage, scheme, bucket, after)
             case _:
                 assert_never(scheme)
+        micro_batch = i if self.every_micro_batch else -1
+        named: OpKind = "all-reduce" if kind == "all_reduce" else "reduce-scatter"
+        op = OpId(0, micro_batch, bucket.stage, "synchronise", f"B{bucket.index}", named)
+        return [self.draft.collective(stage, op, kind, bucket, gradient, after)]
 
     def _exchange(self, stage: int, scheme: ParameterServer, bucket: Bucket, after: tuple[Ref, ...]) -> list[Ref]:
         """Push a bucket, pull it back; ranks of one node first sum among themselves, and each carries its part."""
@@ -201,7 +199,8 @@ class Synchronisation:
             work = Work(kernels=kernels, inner=(), forward_layers=0, backward_layers=0)
             op = OpId(0, -1, stage, "update", "all", "compute")
             updated = (draft.compute(stage, op, draft.index(work), tuple(synced)),)
-        if isinstance(scheme, Sharded) and scheme.stage < 3 and not draft.framework.overlap.parameter_gather:
+        unsharded = isinstance(scheme, Sharded) and not scheme.shards_weights
+        if unsharded and not draft.framework.overlap.parameter_gather:
             for bucket in reversed(mine):
                 op = OpId(0, -1, bucket.stage, "update", f"B{bucket.index}", "all-gather")
                 self._gather(stage, op, bucket, updated)

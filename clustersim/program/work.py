@@ -46,7 +46,7 @@ def pass_work(workload: Workload, layout: Layout, framework: Framework, phase: P
     real = range(max(0, layers.start), min(model.layers, layers.stop))
     attention, fused = framework.attention, framework.fused_elementwise
     seen = workload.training.head_sequence(sequence, tp)
-    end = (with_rows(model, framework.vocab_multiple), seen, size, tp, sp, fused)
+    end = (with_rows(model, framework.vocab_multiple * tp), seen, size, tp, sp, fused)
     parts: list[Kernels] = []
     if phase == "forward":
         each = forward(model, whole, size, tp, sp, attention, fused, dtype, *spread)
@@ -77,9 +77,9 @@ def pass_work(workload: Workload, layout: Layout, framework: Framework, phase: P
     if layers.stop == model.layers + 1:
         if phase == "forward":
             reported = framework.loss_metrics
-            parts.append(head_forward(*end, dtype, False, framework.in_place_loss, reported))
+            parts.append(head_forward(*end, dtype, False, framework.in_place_loss, reported, framework.loss_in_steps))
         else:
-            parts.append(head_backward(*end, dtype, False, framework.in_place_loss))
+            parts.append(head_backward(*end, dtype, False, framework.in_place_loss, framework.loss_in_steps))
         tail = parts[-1] if phase == "forward" else tail
         ends = head_collectives(model, sequence, size, tp, sp, width)[way]
         inner += [Inner(kind=kind, bytes=length, count=count) for kind, length, count in ends]
@@ -115,7 +115,7 @@ def _accumulated(workload: Workload, layout: Layout, framework: Framework, layer
     """Adding the gradients of one micro-batch to those before. Where they are reduced after every micro-batch, a rank
     adds its shard of them only, which is left out."""
     scheme = layout.scheme
-    reduced = isinstance(scheme, Sharded) and scheme.stage >= 2
+    reduced = isinstance(scheme, Sharded) and scheme.shards_gradients
     if reduced or layout.micro_batches(workload.training.global_batch) == 1:
         return ()
     model, mesh = workload.model, layout.mesh
@@ -132,7 +132,7 @@ def _unsharded(
 ) -> tuple[Kernels, Kernels]:
     """Copies of gathered or converted weights and of their gradients: (forward, backward)."""
     model, mesh, scheme = workload.model, layout.mesh, layout.scheme
-    sharded = isinstance(scheme, Sharded) and scheme.stage == 3 and mesh.replicas > 1
+    sharded = isinstance(scheme, Sharded) and scheme.shards_weights and mesh.replicas > 1
     if sharded == (framework.unsharding == "autocast"):
         return (), ()
     parts = [(real, layers.start == -1, False)]

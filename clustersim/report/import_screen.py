@@ -17,6 +17,7 @@ from clustersim.importing.node_profile import used_nics
 from clustersim.importing.step_times import StepTimes, collective_times
 from clustersim.importing.topology import Topology
 from clustersim.report.figures import percent, significant
+from clustersim.report.hanging import Name, hanging
 from clustersim.units import human_bytes, human_seconds
 from clustersim.workload.model import Model
 from clustersim.workload.parameters import parameter_count
@@ -46,7 +47,7 @@ def _facts(rows: Iterable[tuple[str, str | None]]) -> Table:
 
 
 def _notes(notes: Iterable[str]) -> list[RenderableType]:
-    return [Text(f"note: {note}", "yellow") for note in notes]
+    return [hanging([("note:", note)], "yellow") for note in notes]
 
 
 # -------------------------------------------------------------------------------------------------- topologies
@@ -111,7 +112,7 @@ def topology_screen(topology: Topology) -> Group:
             )
         parts += ["", table]
     if topology.unknown:
-        parts.append(Text(f"PCI devices of no stated class: {', '.join(topology.unknown)}", "yellow"))
+        parts.append(hanging([("PCI devices of no stated class:", ", ".join(topology.unknown))], "yellow"))
     return Group(*parts, *_notes(topology.notes))
 
 
@@ -193,7 +194,7 @@ def fabric_screen(fabric: IbFabric) -> Group:
         level = levels[switch.key]
         rates = fabric.rates(switch.key)
         table.add_row(
-            switch.name,
+            Name(switch.name),
             NOT_STATED if level is None else "leaf" if level == 1 else f"spine {level - 1}",
             str(switch.ports or "-"),
             str(len(below.get(switch.key, ()))),
@@ -246,7 +247,7 @@ def sweeps_screen(sweeps: Sequence[tuple[str, Sweep]], in_place: bool) -> Group:
         found = fit(seconds)
         bus = sweep.bus_bytes_per_s
         table.add_row(
-            f"{file}:{sweep.line}",
+            Name(f"{file}:{sweep.line}"),
             sweep.kind or NOT_STATED,
             str(sweep.ranks or NOT_STATED),
             str(sweep.nodes or NOT_STATED),
@@ -260,9 +261,10 @@ def sweeps_screen(sweeps: Sequence[tuple[str, Sweep]], in_place: bool) -> Group:
         wrong = sum(row.wrong for row in sweep.rows)
         notes += [f"{file}: {wrong} rows with wrong results are left out"] if wrong else []
         if sweep.devices:
-            parts.append(Text(f"{file}: {', '.join(sweep.devices)}; {sweep.software or 'NCCL version not stated'}"))
-    words = "t = alpha + bytes/beta, least squares on the relative error; error: median of what it leaves"
-    return Group(*parts, table, Text(words), *_notes(notes))
+            words = f"{', '.join(sweep.devices)}; {sweep.software or 'NCCL version not stated'}"
+            parts.append(hanging([(f"{file}:", words)]))
+    words = "alpha + bytes/beta, least squares on the relative error; error: median of what it leaves"
+    return Group(*parts, table, hanging([("t =", words)]), *_notes(notes))
 
 
 def sweep_document(file: str, sweep: Sweep, in_place: bool) -> dict[str, Any]:
@@ -313,7 +315,7 @@ def trace_screen(trace: Trace, steps: Sequence[StepTimes], rows: dict[Any, tuple
     found = collective_times(trace)
     if found:
         words = ", ".join(f"{kind} {number} x {human_seconds(time / number)}" for kind, (number, time) in found.items())
-        parts.append(Text(f"Collectives: {words}"))
+        parts.append(hanging([("Collectives:", words)]))
     if rows:
         largest = sorted(rows.items(), key=lambda row: -row[1][0] * row[1][1])[:_MOST_ROWS]
         products = _table("product", "m", "n", "k", "times", "median", "FLOP/s", numbers=(1, 2, 3, 4, 5, 6))

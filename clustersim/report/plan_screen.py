@@ -146,7 +146,7 @@ def why(plan: Plan) -> list[str]:
         f"Best: {describe(best.layout, plan.workload.model.layers)}. Its step is {shares}; limited by "
         f"{best.bottleneck}; {memory}; {percent(found.coverage)} of the kernel time is from measured tables."
     ]
-    lines += [sureness(found), *ties(plan)]
+    lines += [sureness(found), *ties(plan), *_masked(found)]
     lines += _input_binds(plan, best)
     for other in plan.against:
         crossover = f" {_sentence(other.crossover)}" if other.crossover else ""
@@ -174,6 +174,16 @@ def ties(plan: Plan) -> list[str]:
         return [f"No tie: all others are further off than {apart}."] if len(plan.ranking) > 1 else []
     others = "layouts 1 and 2 are" if plan.tied == 2 else f"layouts 1 to {plan.tied} are"
     return [f"Tie: {others} closer than the model can tell apart ({apart}); the first is predicted best."]
+
+
+def _masked(found: Prediction) -> list[str]:
+    """How MFU counts attention, where that makes a difference: with long sequences."""
+    if found.mfu_masked > 0.9 * found.mfu or found.mfu_masked == 0.0:
+        return []
+    return [
+        "MFU counts the scores that the causal mask discards, as PaLM and Megatron-LM do; without them the first has "
+        f"{percent(found.mfu_masked)}."
+    ]
 
 
 def _input_binds(plan: Plan, best: Candidate) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,10 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.report.figures import percent, signed_percent, significant
+from clustersim.report.hanging import Name, figure_lines, hanging, wrapped
 from clustersim.units import human_seconds
+from clustersim.validate.case import line_words, reasons
 from clustersim.validate.point import Point
 from clustersim.validate.point_board import PointScores, PointSummary
 
+_BASES = {"measured": "table", "beyond measured": "beyond"}
+_BASIS_WORDS = {
+    "measured": "a measured table", "beyond measured": "past its sizes", "tuner": "NCCL's tuning model",
+    "links": "simulated, or stated, on curves of links",
+}  # fmt: skip
+# The columns that are figures.
+_NUMBERS = 4
 _FURTHEST = "Furthest off, of rows that no profile was built from"
 # One odd source would fill the list of the worst rows.
 _OF_ONE = 4
@@ -26,9 +34,9 @@ def points_screen(scores: Sequence[PointScores], *, worst: int = 5) -> Group:
     contests = _contests(scores)
     if contests is not None:
         parts += [Text(), Text("Which scheme is fastest, as measured and as predicted", style="bold"), contests]
-    lines = list(_worst(scores, worst))
-    if lines:
-        parts += [Text(), Text(f"{_FURTHEST} (at most {_OF_ONE} of a family)", style="bold"), *lines]
+    lines = _worst(scores, worst)
+    if lines.row_count:
+        parts += [Text(), Text(f"{_FURTHEST} (at most {_OF_ONE} of a family)", style="bold"), lines]
     return Group(*parts)
 
 
@@ -40,36 +48,41 @@ def file_screen(found: PointScores, *, worst: int = 5) -> Group:
     contests = _contests([found])
     if contests is not None:
         parts += [Text(), Text("Which scheme is fastest, as measured and as predicted", style="bold"), contests]
-    lines = list(_worst([found], worst))
-    if lines:
-        parts += [Text(), Text(_FURTHEST, style="bold"), *lines]
-    reasons = Counter(row.reason for row in found.points.unmapped)
-    if reasons:
+    lines = _worst([found], worst)
+    if lines.row_count:
+        parts += [Text(), Text(_FURTHEST, style="bold"), lines]
+    unnamed = sum(point.source is None and not point.seen for point in found.points.points)
+    if unnamed:
+        rows = "1 row states" if unnamed == 1 else f"{unnamed} rows state"
+        words = "no source (column source): profiles may have been built from that"
+        parts += [Text(), hanging([("note:", f"{rows} {words}")])]
+    if found.points.unmapped:
         parts += [Text(), Text("Rows that are not predicted", style="bold")]
-        parts += [Text(f"{count:>6}  {reason}") for reason, count in reasons.most_common()]
+        told = [(str(len(at)), f"{line_words(at)}: {why}") for why, at in reasons(found.points.unmapped)]
+        parts.append(hanging(told, right=True))
     return Group(*parts)
 
 
-def point_lines(found: PointScores) -> str:
-    """Every row of a file, in its order: predicted, measured, error, 90 % interval, whether the measured figure is in
-    it, what the prediction rests on; or why there is none. One write of text: files have thousands of rows."""
-    head = f"{'line':>6} {'predicted':>9} {'measured':>9} {'error':>7} {'90 % interval':<20} {'in':<3} {'by':<9} row"
-    rows: list[tuple[int, str]] = []
-    for point in found.points.points:
-        interval = f"{_figure(point.low, point)} to {_figure(point.high, point)}"
-        basis = ("beyond" if point.basis == "beyond measured" else point.basis) + ("*" if point.seen else "")
-        text = (
-            f"{point.line:>6} {_figure(point.predicted, point):>9} {_figure(point.measured, point):>9} "
-            f"{signed_percent(point.error):>7} {interval:<20} {'yes' if point.covered else 'no':<3} {basis:<9} "
-            f"{point.subject}"
-        )
-        rows.append((point.line, text))
-    rows += [(row.line, f"{row.line:>6}  not predicted: {row.id}: {row.reason}") for row in found.points.unmapped]
-    notes = (
-        "by: measured = the node's table, beyond = past its sizes, tuner = NCCL's tuning model,\n"
-        "links = simulated on the links' curves; * = the profile was built from rows of this source"
-    )
-    return "\n".join([head, *(text for _, text in sorted(rows)), notes]) + "\n\n"
+def point_lines(found: PointScores, width: int) -> str:
+    """Every predicted row of a file, in its order, in `width` columns: predicted, measured, error, 90 % interval,
+    whether the measured figure is in it, what the prediction rests on. One write of text: files have thousands."""
+    if not found.points.points:
+        return ""
+    rows = [("line", "predicted", "measured", "error", "90 % interval", "in", "by", "row")]
+    for point in sorted(found.points.points, key=lambda point: point.line):
+        basis = _BASES.get(point.basis, point.basis) + ("*" if point.seen else "")
+        rows.append(
+            (
+                str(point.line), _figure(point.predicted, point), _figure(point.measured, point),
+                signed_percent(point.error), _interval(point), "yes" if point.covered else "no", basis, point.subject,
+            )
+        )  # fmt: skip
+    bases = {point.basis for point in found.points.points}
+    notes = [f"{_BASES.get(name, name)} = {words}" for name, words in _BASIS_WORDS.items() if name in bases]
+    if any(point.seen for point in found.points.points):
+        notes.append("* = the profile was built from it, or from rows of its source")
+    legend = wrapped("by: " + ", ".join(notes), width, 4)
+    return f"{figure_lines(rows, _NUMBERS, width)}\n{legend}\n\n"
 
 
 def points_document(found: PointScores) -> dict[str, Any]:
@@ -89,6 +102,7 @@ def points_document(found: PointScores) -> dict[str, Any]:
                 "error": point.error,
                 "in_interval": point.covered,
                 "basis": point.basis,
+                "source": point.source,
                 "in_profile": point.seen,
                 "cause": found.family.cause(point.id) if found.family is not None else "",
             }
@@ -128,6 +142,13 @@ def _figure(value: float, point: Point) -> str:
     return f"{significant(value / scale, 3)} {unit}"
 
 
+def _interval(point: Point) -> str:
+    """The 90 % interval, its unit once where both ends have it."""
+    low, high = _figure(point.low, point), _figure(point.high, point)
+    figure, unit = low.split(" ")
+    return f"{figure if high.endswith(f' {unit}') else low} to {high}"
+
+
 def _errors(rows: Sequence[tuple[str, PointSummary]]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("", overflow="fold")
@@ -136,28 +157,30 @@ def _errors(rows: Sequence[tuple[str, PointSummary]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name, one in rows:
         table.add_row(
-            name, "in the profile" if one.seen else "nobody used", str(one.n), percent(one.mean), percent(one.median),
-            percent(one.p90), signed_percent(one.bias), signed_percent(one.worst), percent(one.covered),
+            Name(name), "in the profile" if one.seen else "nobody used", str(one.n), percent(one.mean),
+            percent(one.median), percent(one.p90), signed_percent(one.bias), signed_percent(one.worst),
+            percent(one.covered),
         )  # fmt: skip
     return table
 
 
 def _contests(scores: Sequence[PointScores]) -> Table | None:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("", "questions", "order right", "best right", "pairs on the right side", "regret", "worst regret"):
-        table.add_column(name, justify="right" if name else "left")
+    table.add_column("", overflow="fold")
+    for name in ("questions", "order right", "best right", "pairs right", "regret", "worst"):
+        table.add_column(name, justify="right", no_wrap=True)
     for found in scores:
         if found.ordering is not None:
             order = found.ordering
             table.add_row(
-                found.name, str(len(order.contests)), str(order.orders_right), str(order.best_right),
+                Name(found.name), str(len(order.contests)), str(order.orders_right), str(order.best_right),
                 f"{order.pairs_right} of {order.pairs}", percent(order.regret),
                 percent(max(one.regret for one in order.contests)),
             )  # fmt: skip
     return table if table.row_count else None
 
 
-def _worst(scores: Sequence[PointScores], count: int) -> Iterator[Text]:
+def _worst(scores: Sequence[PointScores], count: int) -> Table:
     most = count if len(scores) == 1 else _OF_ONE
     every = [
         (found, point)
@@ -166,10 +189,11 @@ def _worst(scores: Sequence[PointScores], count: int) -> Iterator[Text]:
             (point for point in found.points.points if not point.seen), key=lambda point: -abs(point.error)
         )[:most]
     ]
+    lines = []
     for found, point in sorted(every, key=lambda pair: -abs(pair[1].error))[:count]:
-        yield Text(
-            f"{signed_percent(point.error):>7}  {found.name}: {point.subject}: {_figure(point.predicted, point)} "
-            f"predicted, {_figure(point.measured, point)} measured"
-        )
+        name = f"line {point.line}" if found.family is None else found.name
+        words = f"{_figure(point.predicted, point)} predicted, {_figure(point.measured, point)} measured"
+        lines.append((signed_percent(point.error), f"{name}: {point.subject}: {words}"))
         if found.family is not None:
-            yield Text(f"         cause: {found.family.cause(point.id) or 'not known'}")
+            lines.append(("", f"cause: {found.family.cause(point.id) or 'not known'}"))
+    return hanging(lines, right=True)

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.report.figures import percent, signed_percent
+from clustersim.report.hanging import Name, figure_lines, hanging
 from clustersim.units import human_bytes, human_seconds
 from clustersim.validate.board import Scores
-from clustersim.validate.case import Unmapped
+from clustersim.validate.case import Unmapped, line_words, reasons
 from clustersim.validate.score import Scored
 
 # One noisy source would fill the list of the worst rows.
@@ -25,48 +26,68 @@ def scoreboard_screen(scores: Sequence[Scores], *, worst: int = 10) -> Group:
     parts: list[RenderableType] = [_errors(scores)]
     for found in scores:
         if found.family is not None and found.family.learned:
-            parts.append(Text(f"* {found.name}: profiles learned from it {found.family.learned}"))
+            parts.append(hanging([("*", f"{found.name}: profiles learned from it {found.family.learned}")]))
     for title, table in (
         ("Rankings: groups of one model, cluster and batch with at least four layouts", _rankings(scores)),
-        ("Memory of the fullest device: errors where the source states it, and layouts that ran", _memory(scores)),
+        ("Memory of the fullest device, and whether layouts that ran are called feasible", _memory(scores)),
         ("Rows that are no case", _unmapped(scores)),
     ):
         if table is not None:
             parts += [Text(), Text(title, style="bold"), table]
     lines = _worst(scores, worst)
-    if lines:
-        parts += [Text(), Text(f"Furthest off (at most {_OF_ONE} of a family)", style="bold"), *lines]
+    if lines.row_count:
+        parts += [Text(), Text(f"Furthest off (at most {_OF_ONE} of a family)", style="bold"), lines]
     return Group(*parts, *_outside(scores))
 
 
-def rows_screen(found: Scores) -> Group:
-    """Every row of a file: predicted, measured, error, interval, share of measured kernels, coverage flag."""
-    table = _table("row", "layout")
-    for name in ("predicted", "measured", "error", "90 % interval", "in it", "by tables"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in found.scored:
-        table.add_row(
-            each.case.id, each.layout, human_seconds(each.predicted_s), human_seconds(each.case.measured_s),
-            signed_percent(each.error), f"{human_seconds(each.low_s)} to {human_seconds(each.high_s)}",
-            "yes" if each.covered else "no",
-            percent(each.coverage) + (" !" if each.outside else ""),
+def rows_screen(found: Scores, width: int) -> Group:
+    """Every row of a file in `width` columns: predicted, measured, error, interval, share of measured kernels with the
+    coverage flag, what it is; then what was assumed, and why rows are no case."""
+    parts: list[RenderableType] = []
+    rows = [("line", "predicted", "measured", "error", "tables", "90 % interval", "in", "row")]
+    for each in sorted(found.scored, key=lambda each: each.case.line):
+        low, high = human_seconds(each.low_s), human_seconds(each.high_s)
+        flags = ("!" if each.outside else " ") + ("?" if each.case.assumed else "")
+        rows.append(
+            (
+                str(each.case.line), human_seconds(each.predicted_s), human_seconds(each.case.measured_s),
+                signed_percent(each.error), f"{percent(each.coverage)} {flags}", f"{low} to {high}",
+                "yes" if each.covered else "no", f"{each.case.id}: {each.layout}",
+            )
         )  # fmt: skip
-    parts: list[RenderableType] = [table] if found.scored else []
+    if found.scored:
+        parts.append(Text(figure_lines(rows, 5, width), no_wrap=True, overflow="ignore"))
+    notes = [("tables:", "the share of the kernel time that comes from measured tables")] if found.scored else []
     if any(each.outside for each in found.scored):
-        parts.append(Text("!: outside of what the profiles or the validated runs cover; --json says in what"))
-    parts += [Text(f"{found.name}, line {row.line}: {row.id}: not predicted: {row.reason}") for row in found.unmapped]
+        notes.append(("!", "outside of what the profiles or the validated runs cover; --json says in what"))
+    notes += [("?", f"assumed, {line_words(lines)}: {what}") for what, lines in _assumed(found)]
+    if notes:
+        parts += [Text(), hanging(notes)]
+    if found.unmapped:
+        parts += [Text(), Text(f"Rows of {found.name} that are not predicted", style="bold")]
+        told = [(str(len(lines)), f"{line_words(lines)}: {why}") for why, lines in reasons(found.unmapped)]
+        parts.append(hanging(told, right=True))
     if found.scored:
         parts += [Text(), _errors([found])]
     return Group(*parts, *_outside([found]))
 
 
-def _outside(scores: Sequence[Scores]) -> list[Text]:
+def _assumed(found: Scores) -> list[tuple[str, tuple[int, ...]]]:
+    """What was assumed, and for which lines."""
+    return reasons(
+        Unmapped(id=each.case.id, line=each.case.line, reason=what)
+        for each in found.scored
+        for what in each.case.assumed
+    )
+
+
+def _outside(scores: Sequence[Scores]) -> list[RenderableType]:
     """How many rows leave the profiles or the validated runs, and in what."""
     counts = Counter(reason for found in scores for each in found.scored for reason in each.outside)
     if not counts:
         return []
-    told = "; ".join(f"{reason} ({count} {'row' if count == 1 else 'rows'})" for reason, count in counts.most_common())
-    return [Text(), Text(f"Outside of what is covered: {told}.")]
+    told = [(str(count), str(reason)) for reason, count in counts.most_common()]
+    return [Text(), Text("Rows outside of what is covered, and in what", style="bold"), hanging(told, right=True)]
 
 
 def scoreboard_document(scores: Sequence[Scores]) -> dict[str, Any]:
@@ -112,6 +133,7 @@ def _row_document(each: Scored) -> dict[str, Any]:
         "fits": each.fits,
         "headroom": each.headroom,
         "kept_elsewhere": each.case.kept_elsewhere,
+        "assumed": list(each.case.assumed),
     }
 
 
@@ -131,12 +153,12 @@ def _errors(scores: Sequence[Scores]) -> Table:
         figures = found.summary
         star = " *" if found.family is not None and found.family.learned else ""
         if figures is None:
-            table.add_row(found.name, "0", "", "", "", "", "", "", "")
+            table.add_row(Name(found.name), "0", "", "", "", "", "", "", "")
             continue
         peers = () if found.family is None else found.family.peers
         table.add_row(
-            found.name + star, str(figures.n), percent(figures.mean), percent(figures.median), percent(figures.p90),
-            signed_percent(figures.bias), signed_percent(figures.worst), percent(figures.covered),
+            Name(found.name + star), str(figures.n), percent(figures.mean), percent(figures.median),
+            percent(figures.p90), signed_percent(figures.bias), signed_percent(figures.worst), percent(figures.covered),
             ", ".join(f"{peer.name} {percent(peer.mean_error)}" for peer in peers),
         )  # fmt: skip
     return table
@@ -150,7 +172,7 @@ def _rankings(scores: Sequence[Scores]) -> Table | None:
         if found.summary is not None and found.summary.ranking is not None:
             rank = found.summary.ranking
             table.add_row(
-                found.name, str(rank.groups), str(rank.layouts), f"{rank.correlation:.3f}", percent(rank.regret),
+                Name(found.name), str(rank.groups), str(rank.layouts), f"{rank.correlation:.3f}", percent(rank.regret),
                 percent(rank.worst_regret),
             )  # fmt: skip
     return table if table.row_count else None
@@ -169,7 +191,7 @@ def _memory(scores: Sequence[Scores]) -> Table | None:
                 shown = [str(errors.n), percent(errors.mean), percent(errors.median)]
                 shown += [signed_percent(errors.bias), signed_percent(errors.worst)]
             table.add_row(
-                found.name, *shown, f"{figures.called_infeasible} of {figures.judged}",
+                Name(found.name), *shown, f"{figures.called_infeasible} of {figures.judged}",
                 signed_percent(figures.least_headroom), found.family.memory if found.family is not None else "",
             )  # fmt: skip
     return table if table.row_count else None
@@ -180,7 +202,7 @@ def _unmapped(scores: Sequence[Scores]) -> Table | None:
     for found in scores:
         reasons: Counter[str] = Counter(_shortened(row) for row in found.unmapped)
         for reason, count in reasons.most_common(3):
-            table.add_row(found.name, str(count), reason)
+            table.add_row(Name(found.name), str(count), reason)
     return table if table.row_count else None
 
 
@@ -188,7 +210,7 @@ def _shortened(row: Unmapped) -> str:
     return row.reason if len(row.reason) <= 160 else row.reason[:157] + "..."
 
 
-def _worst(scores: Sequence[Scores], count: int) -> list[Text]:
+def _worst(scores: Sequence[Scores], count: int) -> Table:
     """The rows that are furthest off, with what is known of the cause."""
     every = [
         (found, each) for found in scores for each in sorted(found.scored, key=lambda each: -abs(each.error))[:_OF_ONE]
@@ -196,13 +218,9 @@ def _worst(scores: Sequence[Scores], count: int) -> list[Text]:
     lines = []
     for found, each in sorted(every, key=lambda pair: -abs(pair[1].error))[:count]:
         said = "in" if each.covered else "outside"
-        lines.append(
-            Text(
-                f"{signed_percent(each.error):>7}  {found.name}: {each.case.id}: {human_seconds(each.predicted_s)} "
-                f"predicted, {human_seconds(each.case.measured_s)} measured ({said} the interval)"
-            )
-        )
-        lines.append(Text(f"         {each.layout}, {human_bytes(each.predicted_bytes)}"))
+        words = f"{human_seconds(each.predicted_s)} predicted, {human_seconds(each.case.measured_s)} measured"
+        lines.append((signed_percent(each.error), f"{found.name}: {each.case.id}: {words} ({said} the interval)"))
+        lines.append(("", f"{each.layout}, {human_bytes(each.predicted_bytes)}"))
         if found.family is not None:
-            lines.append(Text(f"         cause: {found.family.cause(each.case.id) or 'not known'}"))
-    return lines
+            lines.append(("", f"cause: {found.family.cause(each.case.id) or 'not known'}"))
+    return hanging(lines, right=True)

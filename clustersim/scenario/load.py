@@ -16,6 +16,11 @@ def load_scenario(path: str | Path) -> Question:
     """The scenario file at `path` (or of that built-in name), looked up."""
     where = files.scenario_path(str(path))
     tree, places = files.read_tree(where)
+    if isinstance(tree, dict) and "program_digest" in tree:
+        raise ScenarioError(
+            f"{where}: is a plan or a run, not a scenario; `clustersim simulate` reads a plan, "
+            "`clustersim compare` both"
+        )
     return question(tree, str(where), places)
 
 

@@ -16,6 +16,11 @@ from clustersim.hardware.cost import load_device
 from clustersim.hardware.load import load_link
 from clustersim.scenario.scenario import NodeSpec
 
+# Twice the largest clusters that there are; a simulation of as many takes minutes and gigabytes.
+MOST_DEVICES = 2**18
+# Of server hosts; every count is several schemes of synchronisation for every division.
+_MOST_COUNTS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
@@ -59,13 +64,19 @@ def named_machine(kind: str, given: NodeSpec, digests: dict[str, str], block: Bl
 def _range(count: object) -> tuple[int, int]:
     if isinstance(count, bool) or not isinstance(count, (int, str)):
         raise ScenarioError(f"{count!r} is not a number of hosts; write e.g. 4 or 0..16")
-    match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", str(count))
+    match = re.fullmatch(r"\s*(\d{1,12})\s*(?:\.\.\s*(\d{1,12})\s*)?", str(count))
     if match is None:
         raise ScenarioError(f"{count!r} is not a number of hosts; write e.g. 4 or 0..16")
     low = int(match.group(1))
     high = int(match.group(2)) if match.group(2) else low
     if high < low:
         raise ScenarioError(f"{count!r} ends before it begins; write the smaller number first")
+    if high > MOST_DEVICES:
+        raise ScenarioError(f"{high} hosts; write at most {MOST_DEVICES}")
+    if high - low > _MOST_COUNTS:
+        raise ScenarioError(
+            f"{count!r} is a search of {high - low + 1} counts; write a range of at most {_MOST_COUNTS}"
+        )
     return low, high
 
 

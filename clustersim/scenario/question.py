@@ -17,7 +17,7 @@ from clustersim.hardware.calibration import find_calibration
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.load import load_framework
 from clustersim.layout.choices import contradiction
-from clustersim.scenario.machines import Block, named_machine
+from clustersim.scenario.machines import MOST_DEVICES, Block, named_machine
 from clustersim.scenario.scenario import Scenario
 from clustersim.workload.presets import model_of
 from clustersim.workload.training import Workload
@@ -85,6 +85,8 @@ def resolve(
         if machine.node.devices == 0:
             raise wrong(path, f"{kind} has no devices and cannot work; write it under servers:")
         workers.append(machine)
+    if sum(machine.count * machine.node.devices for machine in workers) > MOST_DEVICES:
+        raise wrong(("cluster", "nodes"), f"have more than {MOST_DEVICES} devices together; write fewer nodes")
     if len({machine.node.devices for machine in workers}) > 1:
         raise wrong(("cluster", "nodes"), "all worker nodes must have the same number of devices")
     least = 0

@@ -90,7 +90,7 @@ def predict(
     # Later stages wait for the first, and that for its input: a bubble is what is left.
     stall = simulated.input_stall_s
     waiting = max(0.0, slowest.waiting_s - (stall - slowest.input_s))
-    training = question.workload.training
+    model, training = question.workload.model, question.workload.training
     cost = rates(question.cluster, servers_used(layout.scheme))
     usd = None if cost.usd_per_s is None else cost.usd_per_s * step
     busy = float(np.mean([time.compute_s for time in simulated.classes_s])) / simulated.makespan_s
@@ -107,7 +107,8 @@ def predict(
         exposed_communication_s=slowest.exposed_s / simulated.steps,
         input_stall_s=stall / simulated.steps,
         tokens_per_s=training.tokens_per_step / step,
-        mfu=flops_per_step(question.workload.model, training) / (step * peak_flops(question)),
+        mfu=flops_per_step(model, training) / (step * peak_flops(question)),
+        mfu_masked=flops_per_step(model, training, masked=True) / (step * peak_flops(question)),
         memory_bytes=memory_bytes,
         server_memory_bytes=server_bytes,
         usd_per_step=usd,

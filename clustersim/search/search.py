@@ -24,6 +24,8 @@ from clustersim.estimate.estimate import Estimate, estimate
 from clustersim.files import digest
 from clustersim.hardware.intervals import load_intervals
 from clustersim.layout.choices import Choices
+from clustersim.layout.divisions import LARGEST_MICRO_BATCH, MOST_MICRO_BATCHES
+from clustersim.layout.illegal import why_illegal
 from clustersim.layout.layout import Layout, ParameterServer, degrees, family
 from clustersim.layout.memory import Footprint, footprint
 from clustersim.layout.space import FAMILIES, Space, layouts
@@ -91,7 +93,7 @@ def survey(question: Question) -> Survey:
     """All legal layouts, which of them fit, and an estimate of each. NoFeasibleLayout where none does."""
     space = layouts(question.workload, question.cluster, question.framework, choices_of(question))
     if not len(space):
-        raise NoFeasibleLayout(_nothing_legal(question))
+        raise _nothing_legal(question)
     memory = footprint(question.workload, space, question.framework)
     estimated = estimate(question.workload, space, question.cluster, question.framework)
     fits = np.ones(len(space), np.bool_)
@@ -133,9 +135,19 @@ def _score(question: Question, space: Space, step_s: Floats) -> Floats:
     return dollars
 
 
-def _nothing_legal(question: Question) -> str:
+def _nothing_legal(question: Question) -> NoFeasibleLayout:
     model, training = question.workload.model, question.workload.training
-    return (
+    wrong = why_illegal(question.workload, question.cluster, question.framework, choices_of(question))
+    if wrong is not None:
+        return NoFeasibleLayout(f"layout.{wrong[0]}: {wrong[1]}", ("layout", wrong[0]))
+    most = question.cluster.devices * LARGEST_MICRO_BATCH * MOST_MICRO_BATCHES
+    if training.global_batch > most:
+        return NoFeasibleLayout(
+            f"training.global_batch: {training.global_batch} samples are more than {MOST_MICRO_BATCHES} "
+            f"micro-batches of {LARGEST_MICRO_BATCH} on each device; write less",
+            ("training", "global_batch"),
+        )
+    return NoFeasibleLayout(
         f"no layout divides {question.cluster.devices} devices and a global batch of {training.global_batch} for "
         f"{model.name} ({model.layers} layers, {model.heads} heads) as the scenario asks; "
         "change global_batch, the node count, or what layout: and search: fix"
@@ -222,7 +234,7 @@ def _simulated(found: list[tuple[Survey, int]], workers: int, progress: Progress
         # The longest first, so that no process is left alone with one at the end.
         order = sorted(range(len(tasks)), key=lambda index: (-_work_of(*found[index]), index))
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start_worker) as pool:
             longest_first = pool.map(_simulate_shared, [tasks[index] for index in order])
             done = dict(zip(order, _counted(longest_first, len(tasks), progress), strict=True))
         return [done[index] for index in range(len(tasks))]

@@ -1,7 +1,8 @@
-"""A validation case: a scenario whose layout is fixed, and what was measured of it."""
+"""A validation case: a scenario whose layout is fixed, and what was measured of it; rows that are none."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ class Case:
 
     `memory_bytes` is memory of the fullest device as the source states it, None where it says nothing, and
     `memory_level` which memory that is. `kept_elsewhere`: what the run kept in host memory, or on other ranks, of what
-    its layout has on each device; then its memory is not compared.
+    its layout has on each device; then its memory is not compared. `assumed`: what the row leaves open that changes its
+    prediction, and how it was read.
     """
 
     id: str
@@ -27,6 +29,7 @@ class Case:
     quality: str
     memory_level: MemoryLevel = "used"
     kept_elsewhere: str = ""
+    assumed: tuple[str, ...] = ()
 
     @property
     def cluster(self) -> str:
@@ -35,8 +38,12 @@ class Case:
 
     @property
     def group(self) -> str:
-        """What layouts of one model, framework, cluster and batch share: the scenario without its name and layout."""
-        return repr(sorted((key, repr(value)) for key, value in self.scenario.items() if key not in ("name", "layout")))
+        """What layouts of one model, framework, cluster and batch share: the scenario without its name and layout, and
+        without the vocabulary, which software rounds up or down to what tensor-parallel ranks can share."""
+        shared = {key: value for key, value in self.scenario.items() if key not in ("name", "layout")}
+        if isinstance(shared["model"], dict):
+            shared["model"] = {key: value for key, value in shared["model"].items() if key != "vocab"}
+        return repr(sorted((key, repr(value)) for key, value in shared.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +53,24 @@ class Unmapped:
     id: str
     line: int
     reason: str
+
+
+def reasons(rows: Iterable[Unmapped]) -> list[tuple[str, tuple[int, ...]]]:
+    """Why rows are no case, each reason once with the lines of its rows; the commonest first. O(rows log rows)."""
+    lines: dict[str, list[int]] = {}
+    for row in sorted(rows, key=lambda row: row.line):
+        lines.setdefault(row.reason, []).append(row.line)
+    return [(why, tuple(at)) for why, at in sorted(lines.items(), key=lambda item: (-len(item[1]), item[1][0]))]
+
+
+def line_words(lines: Sequence[int], most: int = 8) -> str:
+    """Ascending line numbers in words: `line 12`, `lines 3-9, 12`; beyond `most` stretches, how many rows follow."""
+    stretches: list[list[int]] = []
+    for line in lines:
+        if stretches and line == stretches[-1][-1] + 1:
+            stretches[-1].append(line)
+        else:
+            stretches.append([line])
+    told = ", ".join(str(one[0]) if len(one) == 1 else f"{one[0]}-{one[-1]}" for one in stretches[:most])
+    rest = sum(map(len, stretches[most:]))
+    return f"line{'s' if len(lines) > 1 else ''} {told}{f' and {rest} more' if rest else ''}"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.estimate.collectives import bus_factor
+from clustersim.hardware.curve import CollectiveKind as TableKind
 from clustersim.program.program import CollectiveAlgorithm, CollectiveKind
 from clustersim.units import human_bytes
 from clustersim.validate.case import Unmapped
 from clustersim.validate.collective_answer import Asked, answer, cluster_of, spreads
-from clustersim.validate.point import Point, Points
+from clustersim.validate.point import Point, Points, named_in, source_of
 from clustersim.validate.rows import Missing, Row, first_match
 from clustersim.validate.training_rows import NODES, cards_of
 
@@ -43,10 +44,12 @@ _GPUS = {
 _TIMES = (("latency_us", 1e-6), ("time_us_oop", 1e-6), ("time_us_ip", 1e-6), ("time_us", 1e-6), ("median_us", 1e-6))
 _RATES = ("algbw_GBps_oop", "algbw_GBps")
 _RANKS = ("ranks", "num_gpus", "num_workers")
+# Tables hold four digits; two systems have as much in common at one size in a hundred.
+_SAME, _FEWEST_SAME = 5e-4, 3
 COLUMNS = frozenset({
     "id", "system", "gpu", "device", "node", "nodes", "devices_per_node", "ranks", "num_gpus", "num_workers",
-    "inter_node", "intra_node", "collective", "algorithm", "env", "size_bytes", "source", "repo", "source_path",
-    "max_rank_mean_us", "busbw_GBps", *_RATES, *(name for name, _ in _TIMES),
+    "inter_node", "intra_node", "collective", "algorithm", "env", "size_bytes", "source", "repo", "busbw_GBps",
+    *_RATES, *(name for name, _ in _TIMES),
 })  # fmt: skip
 
 
@@ -67,9 +70,10 @@ def collective_points(name: str, rows: Sequence[Row]) -> Points:
         try:
             size, seconds = _figure(row)
             groups[_question(row)].append((row, size, seconds))
-        except Missing as reason:
+        except (Missing, ClustersimError) as reason:
             unmapped.append(Unmapped(id=_name(row), line=row.line, reason=str(reason)))
-    points = []
+    points: list[Point] = []
+    own: set[str] = set()
     for (node, nic, cards, nodes, ranks, kind, algorithm, system), members in groups.items():
         try:
             asked = Asked(
@@ -84,29 +88,40 @@ def collective_points(name: str, rows: Sequence[Row]) -> Points:
         except ClustersimError as error:
             unmapped += [Unmapped(id=_name(row), line=row.line, reason=str(error)) for row, _, _ in members]
             continue
+        figures = [
+            (size, seconds, float(found.seconds[at])) for (_, size, seconds), at in zip(members, where, strict=True)
+        ]
+        if _in_table(asked, figures):
+            own.add(str(system))
         for (row, size, seconds), at in zip(members, where, strict=True):
+            source, basis = source_of(row), found.basis[at]
             points.append(
                 Point(
                     id=_name(row), line=row.line, system=str(system), measured=seconds, spread=float(widths[at]),
                     subject=f"{asked.kind} {asked.nodes}x{asked.per_node} {human_bytes(size)}",
-                    predicted=float(found.seconds[at]), basis=found.basis[at],
-                    seen=(source_of(row) or "nowhere") in found.sources[at],
+                    predicted=float(found.seconds[at]), basis=basis, source=source,
+                    seen=named_in(source, found.sources[at]),
                 )
             )  # fmt: skip
+    points = [
+        replace(point, seen=True) if point.system in own and "measured" in point.basis else point for point in points
+    ]
     points.sort(key=lambda point: point.line)
     unmapped.sort(key=lambda row: row.line)
     return Points(name=name, points=tuple(points), unmapped=tuple(unmapped))
 
 
-def source_of(row: Row) -> str | None:
-    """The repository, or whatever names the source of a row, as provenances write it; None where it names none."""
-    text = row.text("source") or row.text("repo")
-    if text is None:
-        if (row.text("source_path") or "").endswith("nccl_perf.parquet"):
-            return "ai-dynamo/aiconfigurator"
-        # No other tool prints the mean of the slowest rank.
-        return "microsoft/vidur" if row.text("max_rank_mean_us") is not None else None
-    return re.sub(r"^(https?://)?github\.com/([^/]+/[^/]+).*$", r"\2", text)
+def _in_table(asked: Asked, rows: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether the node's table was made from the system of these rows of (bytes, measured, predicted seconds), whoever
+    they say they are from: several of them, and many of those at its sizes, have its very times."""
+    table = asked.cluster.workers[0].collectives
+    curve = None if table is None else table.curves.get((cast("TableKind", asked.kind), asked.ranks, asked.nodes))
+    if curve is None or asked.algorithm is not None:
+        return False
+    known = {round(float(size)) for size in curve[0]}
+    at = [(measured, predicted) for size, measured, predicted in rows if round(size) in known]
+    same = sum(abs(predicted / measured - 1.0) < _SAME for measured, predicted in at)
+    return same >= _FEWEST_SAME and 3 * same >= len(at)
 
 
 def _name(row: Row) -> str:
@@ -115,13 +130,12 @@ def _name(row: Row) -> str:
 
 def _figure(row: Row) -> tuple[float, float]:
     """(bytes, seconds) of a row."""
-    size = row.number("size_bytes")
-    if size is None or size <= 0.0:
-        raise Missing("size_bytes is not stated, or not above 0")
+    size = row.required_positive("size_bytes")
     for column, scale in _TIMES:
-        found = row.number(column)
-        if found is not None and found > 0.0:
+        found = row.positive(column)
+        if found is not None:
             return size, found * scale
+    # A rate that rounds to 0 is none.
     for column in _RATES:
         rate = row.number(column)
         if rate is not None and rate > 0.0:

@@ -111,7 +111,9 @@ def read_defaults(path: Path, known: Collection[str] = COLUMNS) -> dict[str, str
     tree, _ = files.read_tree(path)
     if not isinstance(tree, dict) or any(isinstance(value, (dict, list)) for value in tree.values()):
         raise InputError(f"{path}: write one line `column: value` for each column that the rows leave out")
-    for name in tree:
+    for name, value in tree.items():
+        if value is None:
+            raise InputError(f"{path}: {name!r} has no value; write one, or remove the line")
         if name not in known:
             mend = near(str(name), known) or f"; known: {', '.join(sorted(known))}"
             raise InputError(f"{path}: {name!r} is no column of measured runs{mend}")

@@ -44,7 +44,7 @@ def _lacking(columns: Sequence[str]) -> str:
     """What stands between the columns and a format, or that nothing there is a measurement."""
     times = {"sec_per_iter", "iteration_ms", "time_s", "time_us", "latency_us", "images_per_s", "value", "tokens_per_s"}
     if not times & set(columns):
-        return "none of them holds a measured time or rate: there is nothing to score"
+        return f"none holds a measured time or rate ({', '.join(sorted(times))}, ...): there is nothing to score"
     lacking = training_rows.lacking(columns)
     if 0 < len(lacking) <= 2:
         return f"for training steps it lacks {' and '.join(lacking)}"

@@ -25,13 +25,13 @@ from clustersim.simulate.simulate import simulate
 from clustersim.timeline import OpId
 from clustersim.units import human_bytes
 from clustersim.validate.collective_answer import Asked, answer, links_spread
-from clustersim.validate.point import Point, Points, each_point
+from clustersim.validate.point import Point, Points, each_point, source_of
 from clustersim.validate.rows import Missing, Row, first_match
 
 COLUMNS = frozenset({
     "id", "system", "gpu", "gpus_total", "nodes", "worker_nodes", "ps_nodes", "ps_placement", "intra_node",
     "inter_node", "model", "model_size_mb", "batch_per_gpu", "data", "variable_update", "local_parameter_device",
-    "kvstore", "method", "images_per_s",
+    "kvstore", "method", "images_per_s", "source", "repo",
 })  # fmt: skip
 # Parameters in millions, without auxiliary heads: Krizhevsky 2012; Simonyan and Zisserman 2015; He et al. 2016; Szegedy
 # et al. 2016 (counts as Keras and torchvision print them).
@@ -101,18 +101,16 @@ def _point(row: Row, label: str, alone: Mapping[tuple[str | None, ...], Row]) ->
         id=label, line=row.line, system=row.text("system") or "", scheme=scheme, group=f"{question} {gpus}",
         subject=f"{row.text('model')} {gpus} GPUs x {batch}, {scheme} of {human_bytes(size)}",
         measured=gpus * batch / _rate(row), predicted=predicted, spread=links_spread(False, size), basis="links",
+        source=source_of(row),
     )  # fmt: skip
 
 
 def _rate(row: Row) -> float:
-    found = row.number("images_per_s")
-    if found is None or found <= 0.0:
-        raise Missing("images_per_s is not stated, or not above 0")
-    return found
+    return row.required_positive("images_per_s")
 
 
 def _model_bytes(row: Row) -> float:
-    stated = row.number("model_size_mb")
+    stated = row.positive("model_size_mb")
     if stated is not None:
         return stated * 1e6
     model = row.required("model")

@@ -12,8 +12,7 @@ from clustersim.hardware.curve import effective_rate, step_seconds
 from clustersim.hardware.intervals import load_intervals
 from clustersim.hardware.kernel import Dtype, Gemm, Memory, MemoryOp
 from clustersim.hardware.load import load_link
-from clustersim.validate.collective_rows import source_of
-from clustersim.validate.point import Point, Points, Unit, each_point
+from clustersim.validate.point import Point, Points, Unit, each_point, named_in, source_of
 from clustersim.validate.rows import Missing, Row, first_match
 from clustersim.validate.training_rows import NODES
 
@@ -51,15 +50,13 @@ def _point(row: Row, label: str) -> Point:
     if words not in _UNITS:
         raise Missing(f"unit = {words!r} is not known; known are {', '.join(_UNITS)}")
     scale, unit = _UNITS[words]
-    value = row.number("value")
-    if value is None or value <= 0.0:
-        raise Missing("value is not stated, or not above 0")
+    value = row.required_positive("value")
     predicted, sources, measured = _predicted(row, test, params, unit, value * scale)
     source = source_of(row)
     return Point(
         id=label, line=row.line, system=row.text("system") or "", subject=f"{test} {params}"[:60],
         measured=value * scale, predicted=predicted, unit=unit, basis="measured" if measured else "links",
-        spread=_spread(measured), seen=source is not None and source in sources,
+        spread=_spread(measured), source=source, seen=named_in(source, sources),
     )  # fmt: skip
 
 
@@ -71,7 +68,7 @@ def _spread(measured: bool) -> float:
 
 def _predicted(row: Row, test: str, params: str, unit: Unit, value: float) -> tuple[float, str, bool]:
     """(predicted, sources of the profile, whether by a measured table)."""
-    if test.startswith("ib_") and not (row.text("notes") or test).startswith("as above"):
+    if test.startswith("ib_"):
         return _over_cards(row, test, params, unit)
     if re.search(r"allreduce|all_reduce|p2p_bandwidth_\d|sp_time|overlap", test):
         raise Missing("a collective: state it in the columns of collectives (collective, ranks, size_bytes, time)")
@@ -102,7 +99,7 @@ def _predicted(row: Row, test: str, params: str, unit: Unit, value: float) -> tu
     elif re.search(r"device to device|dev\d->dev\d|3 peers", params, re.IGNORECASE) and node.interconnect is not None:
         link = load_link(node.interconnect.link)
     else:
-        raise Missing(f"{test} {params}".strip() + ": no figure of a profile")
+        raise Missing(f"{test}: no figure of a profile")
     if unit != "B/s":
         raise Missing(f"{test}: a rate in B/s is what a link's profile gives")
     if value > link.rate_bytes_per_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,9 @@ Unit = Literal["s", "B/s", "FLOP/s"]
 class Point:
     """One row: `measured` and `predicted` in `unit`, and the relative half-width `spread` of the 90 % interval.
 
-    `basis` says what the prediction rests on; `seen`, that the profile which predicts the row was built from rows of
-    its source. Points of one `group` are the same question answered by several `scheme`s, which can be ranked.
+    `basis` says what the prediction rests on; `source` who measured it, where the row says so; `seen`, that the profile
+    which predicts the row was built from it, or from rows of its source. Points of one `group` are the same question
+    answered by several `scheme`s, which can be ranked.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Point:
     unit: Unit = "s"
     spread: float
     basis: str
+    source: str | None = None
     seen: bool = False
     group: str = ""
     scheme: str = ""
@@ -62,6 +65,17 @@ class Points:
     name: str
     points: tuple[Point, ...]
     unmapped: tuple[Unmapped, ...]
+
+
+def source_of(row: Row) -> str | None:
+    """The repository, or whatever names the source of a row, as provenances write it; None where it names none."""
+    text = row.text("source") or row.text("repo")
+    return None if text is None else re.sub(r"^(https?://)?github\.com/([^/]+/[^/]+).*$", r"\2", text)
+
+
+def named_in(source: str | None, provenance: str) -> bool:
+    """Whether a row's source is named, as a whole, in the sources of the figures behind its prediction."""
+    return source is not None and re.search(rf"(?<![\w./-]){re.escape(source)}(?![\w/-])", provenance) is not None
 
 
 def each_point(name: str, rows: Sequence[Row], predict: Callable[[Row, str], Point]) -> Points:

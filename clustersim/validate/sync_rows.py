@@ -14,17 +14,19 @@ from dataclasses import replace
 import numpy as np
 
 from clustersim.cluster.cluster import Cluster
-from clustersim.cluster.load import load_fabric, load_machine
+from clustersim.cluster.load import load_fabric, load_machine, load_node
+from clustersim.files import profile_path, read_csv
 from clustersim.hardware.cost import device_costs
 from clustersim.hardware.kernel import Memory
 from clustersim.program.program import CollectiveAlgorithm, CollectiveKind
 from clustersim.units import human_bytes
 from clustersim.validate.collective_answer import Asked, answer, spreads
-from clustersim.validate.point import Point, Points, each_point
+from clustersim.validate.point import Point, Points, each_point, source_of
 from clustersim.validate.rows import Missing, Row, first_match
 
 COLUMNS = frozenset({
-    "id", "system", "node", "nodes", "delay_ms", "bandwidth_gbps", "pattern", "implementation", "size_mb", "time_s",
+    "id", "system", "node", "nodes", "delay_ms", "bandwidth_gbps", "flow_gbps", "pattern", "implementation", "size_mb",
+    "time_s", "source", "repo",
 })  # fmt: skip
 _SYSTEMS = {r"p3\.2xlarge": "p3-2xlarge"}
 _PATTERNS: dict[str, tuple[CollectiveKind, ...]] = {
@@ -46,9 +48,9 @@ _NCCL: dict[CollectiveKind, CollectiveAlgorithm] = {
 _GLOO: dict[CollectiveKind, CollectiveAlgorithm] = {
     "all_reduce": "ring", "broadcast": "binomial", "reduce_scatter": "ring", "send_recv": "direct",
 }  # fmt: skip
-# AWS EC2 user guide, network bandwidth of instances: one flow between instances gets 5 Gb/s at most, where they do not
-# share a placement group. Gloo has one connection for a pair of ranks, NCCL several.
-_AWS_ONE_FLOW_GBPS = 5.0
+# AWS EC2 user guide, network bandwidth of instances: outside a placement group one flow between two instances gets
+# 5 Gb/s at most.
+_ONE_FLOW_GBPS = {"tcp-aws-10": 5.0}
 
 
 def is_sync(columns: Sequence[str]) -> bool:
@@ -69,14 +71,19 @@ def _point(row: Row, label: str) -> Point:
     gloo = "gloo" in implementation.lower()
     if not gloo and "nccl" not in implementation.lower():
         raise Missing(f"implementation = {implementation!r} is not known; write NCCL or Gloo")
-    nodes, size = row.required_count("nodes"), _positive(row, "size_mb") * 2.0**20
+    nodes, size = row.required_count("nodes"), row.required_positive("size_mb") * 2.0**20
     profile = row.text("node") or first_match(row.required("system"), _SYSTEMS)
     if profile is None:
         raise Missing(f"no node profile has system = {row.text('system')!r}; name one in a column node")
-    rate, delay_s = _positive(row, "bandwidth_gbps"), (row.number("delay_ms") or 0.0) / 1e3
+    rate, delay_s = row.required_positive("bandwidth_gbps"), (row.number("delay_ms") or 0.0) / 1e3
+    if delay_s < 0.0:
+        raise Missing(f"delay_ms = {delay_s * 1e3:g}; it must be at least 0")
+    if nodes < 2:
+        raise Missing(f"nodes = {nodes}; a synchronisation needs two")
     whole = rate
-    if gloo and "AWS" in (row.text("system") or ""):
-        rate = min(rate, _AWS_ONE_FLOW_GBPS)
+    if gloo:
+        # One connection for a pair of ranks, where NCCL has several.
+        rate = min(rate, _flow_gbps(row, profile) or rate)
     cluster = _shaped(profile, nodes, rate, delay_s)
     seconds, spread, bases = 0.0, 0.0, []
     kinds = _PATTERNS[pattern]
@@ -93,28 +100,42 @@ def _point(row: Row, label: str) -> Point:
         bases.append(found.basis[0])
     if pattern == "sharded_ps":
         seconds += _addition_s(cluster, nodes, size)
-    # The rate of the link profile was fitted on NCCL's sends between two machines, slowed down but not delayed.
-    shaped = not delay_s and rate < cluster.workers[0].nic.rate_bytes_per_s / 125e6
+    measured = row.required_positive("time_s")
+    # Curves of links were fitted on NCCL's sends.
+    point = None if delay_s or gloo else (pattern, nodes, size, rate, measured)
     # A comparison of schemes names their ops; other measurements of the same settings were made at another time.
     compared = not gloo and pattern in _SCHEMES and len(implementation.split()) > 1
     setting = f"{rate:g} Gb/s" + (f" + {delay_s * 1e3:g} ms" if delay_s else "")
     return Point(
         id=label, line=row.line, system=row.text("system") or profile,
         subject=f"{pattern} {'Gloo' if gloo else 'NCCL'} {nodes} x {human_bytes(size)}, {setting}",
-        measured=_positive(row, "time_s"), predicted=seconds, spread=spread, basis=bases[0],
-        seen=profile == "p3-2xlarge" and pattern == "send_recv" and not gloo and shaped,
+        measured=measured, predicted=seconds, spread=spread, basis=bases[0], source=source_of(row),
+        seen=point in _fitted(cluster.workers[0].nic.name),
         group=f"{profile} {nodes} x {human_bytes(size)}, {setting}" if compared else "",
         scheme=pattern,
     )  # fmt: skip
 
 
-def _positive(row: Row, column: str) -> float:
-    found = row.number(column)
-    if found is None:
-        raise Missing(f"{column} is not stated; fill it with --defaults")
-    if found <= 0.0:
-        raise Missing(f"{column} = {found:g}; it must be more than 0")
-    return found
+@functools.cache
+def _fitted(link: str) -> frozenset[tuple[str, int, float, float, float]]:
+    """The points that a link's curve was fitted on (links/heldout.csv, split fit): pattern, nodes, bytes, the rate the
+    link was set to in Gb/s, seconds."""
+    beside = profile_path("links", link).resolve().parent / "heldout.csv"
+    if not beside.is_file():
+        return frozenset()
+    columns = read_csv(beside)
+    names = ("link", "split", "kind", "ranks", "bytes", "rate_gbps", "time_us")
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return frozenset(
+        ("send_recv" if kind == "message" else kind, int(ranks), float(size), float(rate), round(float(time) * 1e-6, 9))
+        for name, split, kind, ranks, size, rate, time in rows
+        if (name, split) == (link, "fit") and rate
+    )
+
+
+def _flow_gbps(row: Row, profile: str) -> float | None:
+    """What one connection gets at most: as the row says, else as is known of the nodes' link."""
+    return row.positive("flow_gbps") or _ONE_FLOW_GBPS.get(load_node(profile).nic.link)
 
 
 @functools.cache

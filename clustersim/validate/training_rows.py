@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from clustersim.cluster.load import load_node
+from clustersim.errors import ClustersimError
 from clustersim.hardware.load import load_framework
 from clustersim.validate.case import Case, MemoryLevel, Unmapped
 from clustersim.validate.rows import Missing, Row, first_match
 
-# Device profiles by how sources write them.
+# Device profiles by how sources write them; "" has none.
 DEVICES = {
+    r"L40S": "l40s",
+    # Other chips, clocks or wires than those of the boards with NVLink.
+    r"PCIe|NVL\b|\bG[HB]\d": "",
     r"H100.*(HBM2e|96 ?GB)": "h100-sxm-96g",
     r"A100.*80 ?GB": "a100-sxm-80g",
     r"A100.*40 ?GB": "a100-sxm-40g",
@@ -26,7 +30,6 @@ DEVICES = {
     r"\bB200": "b200",
     r"V100.*32 ?GB": "v100-sxm2-32g",
     r"V100.*16 ?GB": "v100-sxm2-16g",
-    r"L40S": "l40s",
 }
 # The node profile that has a device's interconnect, PCIe and host; its network is overridden where a row states one.
 NODES = {
@@ -50,6 +53,7 @@ FRAMEWORKS = {
     r"DDP": "torch-ddp",
     r"NeMo|Megatron-Bridge": "nemo",
     r"Megatron-Core|Megatron-LM core": "megatron-core",
+    r"DeepSpeed.*LAUNCH_BLOCKING": "megatron-deepspeed-blocking",
     r"DeepSpeed": "megatron-deepspeed",
     r"Megatron": "megatron-lm",
     r"clustersim": "clustersim",
@@ -66,6 +70,8 @@ RECOMPUTE = {
     r"^selective|attention core": "selective",
     r"^none|^no\b|^off\b|^false|^0$": "none",
 }
+# Composer's names of FSDP's mixed precisions, in capitals.
+_GRADIENTS = {r"(?-i:\bDEFAULT\b)": "fp32", r"(?-i:\bPURE\b)": "bf16"}
 SHARDING = {
     r"zero-?3|FULL_SHARD|^FSDP": "3",
     r"zero-?2|SHARD_GRAD_OP": "2",
@@ -87,11 +93,19 @@ _CARD_LINKS = {
     (200, r"."): "infiniband-hdr200",
     (400, r"."): "infiniband-ndr400",
 }
+# Frameworks whose recipes divide the rest of a layer by sequence wherever they divide its products (Megatron Core's
+# `sequence_parallel`, torchtitan's plan of a tensor-parallel layer); the others leave it off.
+_SEQUENCE_PARALLEL = ("megatron-core", "nemo", "torchtitan", "torchtitan-compile")
+# Lengths that seq_len tells.
+_FULL = r"(full|fixed|packed)\b"
+_MOST_LAYERS = 10_000
+# Devlin et al. (2018): 15 % of the tokens are masked, and predicted.
+_MASKED = 0.15
 _REQUIRED = ("gpus", "gbs", "hidden", "layers")
 # Every column that is read; what a file has besides is left alone.
 COLUMNS = frozenset({
-    "id", "quality", "gpu", "node", "gpus", "gpus_per_node", "inter_node", "fabric", "framework", "family",
-    "preset", "model", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "dropout",
+    "id", "quality", "gpu", "node", "gpus", "gpus_per_node", "inter_node", "fabric", "framework", "family", "preset",
+    "model", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "pad_vocab", "dropout",
     "seq_len", "gbs", "mbs", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "shard", "recompute", "precision", "gradient",
     "attn_impl", "intra_node", "notes", "lengths", "predicted", "iteration_ms", "sec_per_iter", "tokens_per_s",
     "tokens_per_s_per_gpu", "samples_per_s", "tflops_per_gpu", "tflops_kind", "params_b", "mem_gb", "mem_unit",
@@ -117,40 +131,40 @@ def training_case(row: Row) -> Case | Unmapped:
         return Case(
             id=name, line=row.line, scenario=scenario, measured_s=_measured_s(row), memory_bytes=_memory(row),
             quality=row.text("quality") or "", memory_level=_memory_level(row),
-            kept_elsewhere=row.text("kept_elsewhere") or "",
+            kept_elsewhere=row.text("kept_elsewhere") or "", assumed=_assumed(row, scenario),
         )  # fmt: skip
-    except Missing as reason:
+    except (Missing, ClustersimError) as reason:
         return Unmapped(id=name, line=row.line, reason=str(reason))
 
 
 def _measured_s(row: Row) -> float:
     """Seconds of a step, as printed or from the throughput."""
-    milliseconds, seconds = row.number("iteration_ms"), row.number("sec_per_iter")
+    milliseconds, seconds = row.positive("iteration_ms"), row.positive("sec_per_iter")
     tokens = row.required_count("gbs") * row.required_count("seq_len")
     if milliseconds is not None:
         seconds = milliseconds / 1e3
     elif seconds is None:
-        rate = row.number("tokens_per_s")
-        each, samples = row.number("tokens_per_s_per_gpu"), row.number("samples_per_s")
+        rate = row.positive("tokens_per_s")
+        each, samples = row.positive("tokens_per_s_per_gpu"), row.positive("samples_per_s")
         if rate is None and each is not None:
             rate = each * row.required_count("gpus")
         if rate is None and samples is not None:
             rate = samples * row.required_count("seq_len")
         seconds = tokens / rate if rate else _from_flops(row)
-    if seconds is None or seconds <= 0.0:
+    if seconds is None:
         raise Missing("no time: needs iteration_ms, sec_per_iter, tokens_per_s, tokens_per_s_per_gpu or samples_per_s")
     return seconds
 
 
 def _from_flops(row: Row) -> float | None:
     """Seconds from a rate in FLOP/s per GPU, where the row says by which formula its FLOPs are counted."""
-    rate, kind = row.number("tflops_per_gpu"), row.text("tflops_kind") or ""
-    if not rate:
+    rate, kind = row.positive("tflops_per_gpu"), row.text("tflops_kind") or ""
+    if rate is None:
         return None
     samples, sequence = row.required_count("gbs"), row.required_count("seq_len")
     layers, hidden = row.required_count("layers"), row.required_count("hidden")
     counted = re.search(r"(72|96) ?\*? ?B ?\*? ?s ?\*? ?l ?\*? ?h", kind)
-    parameters = row.number("params_b")
+    parameters = row.positive("params_b")
     if counted is not None:
         # Narayanan et al., SC'21, equation 3: 96 with recompute, 72 without; the logits are never computed again.
         factor, vocab = int(counted.group(1)), row.required_count("vocab")
@@ -172,6 +186,8 @@ def _framework(row: Row) -> str:
         found = "torch-fsdp" if _known(row, "shard", SHARDING) == "3" else "torch-ddp"
     else:
         found = _known(row, "framework", FRAMEWORKS)
+    if found == "megatron-lm" and _later(row):
+        found = "megatron-core"
     if found == "torchtitan" and re.search(r"torch\.compile", row.text("notes") or ""):
         found = "torchtitan-compile"
     stated = first_match(row.text("attn_impl") or "", {r"unfused|eager|math": "unfused", r"flash|fused|sdpa": "flash"})
@@ -181,8 +197,15 @@ def _framework(row: Row) -> str:
     return found
 
 
+def _later(row: Row) -> bool:
+    """Whether a run of Megatron-LM is one of Megatron Core, on which it was built anew in 2023: it has fp8, or devices
+    of 2022 and later."""
+    device = first_match(row.text("gpu") or "", DEVICES) or ""
+    return device.startswith(("h100", "h200", "b200")) or first_match(row.text("precision") or "", PRECISIONS) == "fp8"
+
+
 def _memory(row: Row) -> float | None:
-    found, unit = row.number("mem_gb"), row.text("mem_unit") or "GB"
+    found, unit = row.positive("mem_gb"), row.text("mem_unit") or "GB"
     if unit not in ("GB", "GiB"):
         raise Missing(f"mem_unit = {unit!r} is neither GB nor GiB")
     return None if found is None else found * (1e9 if unit == "GB" else 2**30)
@@ -211,12 +234,11 @@ def _scenario(row: Row, name: str) -> dict[str, Any]:
         "global_batch": row.required_count("gbs"), "sequence": row.required_count("seq_len"), "precision": precision,
     }  # fmt: skip
     lengths = row.text("lengths")
-    if lengths is not None:
+    if lengths is not None and not re.match(_FULL, lengths, re.IGNORECASE):
         raise Missing(f"sequences of different lengths ({lengths}), whose mean is not stated")
-    predicted = row.number("predicted")
-    if predicted is None and "bert" in (row.text("family") or "").lower():
-        # Devlin et al. (2018): 15 % of the tokens are masked, and predicted.
-        predicted = 0.15
+    predicted = row.positive("predicted")
+    if predicted is None and _encoder(row):
+        predicted = _MASKED
     if predicted is not None:
         training["predicted"] = predicted
     return {
@@ -228,6 +250,33 @@ def _scenario(row: Row, name: str) -> dict[str, Any]:
         "cluster": {"nodes": _nodes(row), "fabric": row.text("fabric") or "rail-optimized"},
         "layout": _layout(row, framework),
     }
+
+
+def _encoder(row: Row) -> bool:
+    """Whether a row trains a masked language model: its sequences are sentences, seldom packed to one length."""
+    return any("bert" in (row.text(name) or "").lower() for name in ("family", "preset"))
+
+
+def _assumed(row: Row, scenario: dict[str, Any]) -> tuple[str, ...]:
+    """What the row leaves open though sources differ in it, and how it was read."""
+    found = []
+    named = first_match(row.text("framework") or "", FRAMEWORKS)
+    if (named, scenario["framework"]) == ("megatron-lm", "megatron-core"):
+        found.append("Megatron-LM here is Megatron Core, as since 2023 (column framework)")
+    layout = scenario["layout"]
+    if layout["tp"] > 1 and row.text("sp") is None:
+        word = "on" if layout["sequence_parallel"] else "off"
+        found.append(f"sequence parallelism is {word}, as runs of {scenario['framework']} mostly have it (column sp)")
+    if not _encoder(row):
+        return tuple(found)
+    if row.text("lengths") is None:
+        found.append(
+            "every sequence is as long as seq_len, though runs that leave padding out take much less time (column "
+            "lengths; write full where seq_len tells it)"
+        )
+    if row.number("predicted") is None:
+        found.append(f"{_MASKED * 100:.0f} % of the tokens are predicted (column predicted)")
+    return tuple(found)
 
 
 def _model(row: Row) -> dict[str, Any] | str:
@@ -242,9 +291,12 @@ def _model(row: Row) -> dict[str, Any] | str:
     hidden, heads = row.required_count("hidden"), row.required_count("heads")
     if hidden % heads and row.count("head_dim") is None:
         raise Missing(f"hidden = {hidden} is no multiple of heads = {heads}; state head_dim")
+    layers = row.required_count("layers")
+    if layers > _MOST_LAYERS:
+        raise Missing(f"layers = {layers}: no model has so many; write at most {_MOST_LAYERS}")
     model: dict[str, Any] = {
-        "layers": row.required_count("layers"), "hidden": hidden, "heads": heads,
-        "vocab": row.required_count("vocab"),
+        "layers": layers, "hidden": hidden, "heads": heads, "vocab": row.required_count("vocab"),
+        "pad_vocab": row.yes("pad_vocab", otherwise=True),
     }  # fmt: skip
     for column in ("kv_heads", "head_dim", "ffn_hidden"):
         found = row.count(column)
@@ -253,7 +305,7 @@ def _model(row: Row) -> dict[str, Any] | str:
     if "llama" in family:
         model |= {"gated": True, "norm": "rmsnorm", "bias": False, "rotary": True, "tied": False}
     elif "mpt" not in family:
-        model["dropout"] = (row.text("dropout") or ("no" if "bloom" in family else "yes")) in ("yes", "1", "true")
+        model["dropout"] = row.yes("dropout", otherwise="bloom" not in family)
     return model
 
 
@@ -316,7 +368,7 @@ def _layout(row: Row, framework: str) -> dict[str, Any]:
         found = row.count(degree)
         if found is not None and (degree == "dp" or found > 1):
             layout[degree] = found
-    gradient = row.text("gradient") or first_match(row.text("precision") or "", {"DEFAULT": "fp32", "PURE": "bf16"})
+    gradient = row.text("gradient") or first_match(row.text("precision") or "", _GRADIENTS)
     if gradient is not None:
         layout["gradient"] = gradient
     stage = int(_known(row, "shard", SHARDING))
@@ -340,8 +392,5 @@ def _plain_sharding(row: Row, replicas: int) -> None:
 
 
 def _sequence_parallel(row: Row, framework: str, tp: int) -> bool:
-    text = row.text("sp")
-    if text is None:
-        # Megatron Core's recipes turn it on with tensor parallelism.
-        return framework in ("megatron-core", "nemo") and tp > 1
-    return text in ("1", "yes", "true") and tp > 1
+    """Whether tensor-parallel ranks divide a layer's memory-bound operations too."""
+    return tp > 1 and row.yes("sp", otherwise=framework in _SEQUENCE_PARALLEL)

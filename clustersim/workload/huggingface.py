@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,9 @@ def model_from_config(path: str | Path) -> Model:
     model cannot express.
     """
     path = Path(path)
-    if (path / "config.json").is_file():
+    if os.path.isfile(path / "config.json"):
         path = path / "config.json"
-    if path.is_file() and path.stat().st_size > _LARGEST_BYTES:
+    if os.path.isfile(path) and path.stat().st_size > _LARGEST_BYTES:
         raise ScenarioError(f"{path}: is larger than {_LARGEST_BYTES} bytes; name the config.json, not the weights")
     try:
         tree, _ = read_tree(path)

@@ -145,12 +145,14 @@ def head_forward(
     vocab_padded: bool = False,
     in_place: bool = False,
     metrics: int = 0,
+    in_steps: bool = False,
 ) -> Kernels:
     """Final norm, logits and cross-entropy of every token on one rank, which has 1/tp of the vocabulary.
 
     Cross-entropy runs on fp32 logits. Unfused (PyTorch's log_softmax) it reads them for the maximum, for the sum and
     for what it writes; fused, it reads twice and writes the probabilities once; `in_place`, it reads the 16-bit logits
-    twice and writes their log-sum-exp alone. `metrics`: further, unfused cross-entropies of the same logits.
+    twice and writes their log-sum-exp alone; `in_steps`, every step is a kernel: maximum, difference, exponential, sum
+    and quotient. `metrics`: further, unfused cross-entropies of the same logits.
     A head transform and a pooler are whole on every rank.
     """
     ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
@@ -160,19 +162,28 @@ def head_forward(
         *ends.pooler(micro_batch),
         *ends.transform(),
         ends.gemm(ends.tokens, logits // ends.tokens, model.hidden),
-        *_loss_forward(logits, ends.width, fused, in_place),
-        *_loss_forward(logits, ends.width, False, False) * metrics,
+        *_loss_forward(logits, ends.width, fused, in_place, in_steps),
+        *_loss_forward(logits, ends.width, False, False, False) * metrics,
     )
 
 
-def _loss_forward(logits: int, width: int, fused: bool, in_place: bool) -> Kernels:
+def _loss_forward(logits: int, width: int, fused: bool, in_place: bool, in_steps: bool) -> Kernels:
     if in_place:
         return ((Memory(op="cross_entropy", read_bytes=2 * width * logits, written_bytes=0), 1),)
+    cast = (Memory(op="cast", read_bytes=logits * width, written_bytes=4 * logits), 1)
+    if in_steps:
+        reduction = Memory(op="cross_entropy", read_bytes=4 * logits, written_bytes=0)
+        return cast, (reduction, 2), (_step(logits), 3)
     reads, writes = (2, 1) if fused else (3, 1)
     return (
-        (Memory(op="cast", read_bytes=logits * width, written_bytes=4 * logits), 1),
+        cast,
         (Memory(op="cross_entropy", read_bytes=4 * reads * logits, written_bytes=4 * writes * logits), 1),
     )
+
+
+def _step(logits: int) -> Memory:
+    """One pass over fp32 logits."""
+    return Memory(op="cross_entropy", read_bytes=4 * logits, written_bytes=4 * logits)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -186,18 +197,20 @@ def head_backward(
     dtype: Dtype,
     vocab_padded: bool = False,
     in_place: bool = False,
+    in_steps: bool = False,
 ) -> Kernels:
     """The backward pass of `head_forward`; `fused` writes the gradient of the logits without a cast, `in_place` over
-    the logits. Unfused, the gradient of the picked probabilities is a tensor like the logits: cleared, read for its
-    sums, and read with the probabilities for what is written."""
+    the logits, `in_steps` over the probabilities, before a cast. Unfused, the gradient of the picked probabilities is a
+    tensor like the logits: cleared, read for its sums, and read with the probabilities for what is written."""
     ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
     n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
     v = logits // ends.tokens
     read, written = (ends.width, ends.width) if in_place else (4, ends.width) if fused else (12, 8)
     cast = ((Memory(op="cast", read_bytes=4 * logits, written_bytes=logits * ends.width), 1),)
+    loss = Memory(op="cross_entropy", read_bytes=read * logits, written_bytes=written * logits)
     return (
-        (Memory(op="cross_entropy", read_bytes=read * logits, written_bytes=written * logits), 1),
-        *(() if fused or in_place else cast),
+        (_step(logits) if in_steps else loss, 1),
+        *(() if (fused and not in_steps) or in_place else cast),
         ends.gemm(ends.tokens, model.hidden, v),
         ends.gemm(v, model.hidden, ends.tokens),
         *ends.transform_backward(),
@@ -340,14 +353,17 @@ def accumulation_of(
 
 
 @functools.lru_cache(maxsize=1024)
-def flops_per_step(model: Model, training: Training, recompute: Recompute = "none") -> int:
+def flops_per_step(model: Model, training: Training, recompute: Recompute = "none", *, masked: bool = False) -> int:
     """Floating-point operations of one optimizer step over all ranks: every GEMM, attention included.
 
-    Megatron's convention: a multiply-add is two, scores that a causal mask discards are counted, the
-    vocabulary is not padded, norms and other element-wise work is not counted. With `none` these are the
-    model FLOPs of MFU, for a GPT 72 B s L h^2 (1 + s/6h + V/12Lh) (Korthikanti et al. 2022); with `selective`
-    or `full`, the hardware FLOPs of HFU, for a fully recomputed GPT 96 B s L h^2 (1 + s/6h + V/16Lh)
-    (Narayanan et al. 2021).
+    The convention of Megatron-LM and of PaLM (Chowdhery et al. 2022, appendix B: 12 L s a d a token for the scores): a
+    multiply-add is two, scores that a causal mask discards are counted, the vocabulary is not padded, norms and other
+    element-wise work is not counted. With `none` these are the model FLOPs of MFU, for a GPT
+    72 B s L h^2 (1 + s/6h + V/12Lh) (Korthikanti et al. 2022); with `selective` or `full`, the hardware FLOPs of HFU,
+    for a fully recomputed GPT 96 B s L h^2 (1 + s/6h + V/16Lh) (Narayanan et al. 2021).
+
+    `masked`: without the half of the scores that a decoder's mask discards, which fused kernels skip (s/12h in place
+    of s/6h).
     """
     s = training.sequence
     layer = (
@@ -359,7 +375,12 @@ def flops_per_step(model: Model, training: Training, recompute: Recompute = "non
         *head_forward(model, s, 1, 1, False, True, "bf16"),
         *head_backward(model, s, 1, 1, False, True, "bf16"),
     )
-    return training.global_batch * (model.layers * _flops(layer) + _flops(head))
+    flops = model.layers * _flops(layer) + _flops(head)
+    if masked and model.kind == "decoder":
+        # Two products forward, four backward, and two where they are recomputed.
+        core = _flops(recomputed(model, s, 1, 1, False, "unfused", True, "bf16", "selective"))
+        flops -= model.layers * core * (3 if recompute == "none" else 4) // 2
+    return training.global_batch * flops
 
 
 def _flops(kernels: Kernels) -> int:

@@ -36,7 +36,8 @@ class Model:
     the output projection. `head_transform`: a dense layer and a norm before the logits, and a bias on them
     (BERT); `pooler`: a dense layer on one token of each sequence, followed by a classifier of `classes`
     outputs where there are any. Attention covers the whole sequence: sliding windows are not modelled.
-    Frameworks pad the vocabulary in compute and in memory, never in the published count.
+    Frameworks pad the vocabulary in compute and in memory, never in the published count; with `pad_vocab` off they
+    compute with it as it is (Megatron-Bridge's should_pad_vocab).
     """
 
     __pydantic_config__: ClassVar[Any] = FILE
@@ -61,6 +62,7 @@ class Model:
     rotary: bool = False
     dropout: bool = True
     tied: bool = True
+    pad_vocab: bool = True
     pooler: bool = False
     classes: int = 0
     head_transform: bool = False
@@ -106,8 +108,8 @@ def padded_vocab(vocab: int, tp: int, multiple: int = 128) -> int:
 
 
 def with_rows(model: Model, multiple: int) -> Model:
-    """`model` with its vocabulary rounded up to a multiple, as it is computed with."""
-    vocab = -(-model.vocab // multiple) * multiple
+    """`model` with its vocabulary rounded up to a multiple, as it is computed with, unless it is not padded."""
+    vocab = -(-model.vocab // multiple) * multiple if model.pad_vocab else model.vocab
     return model if vocab == model.vocab else replace(model, vocab=vocab)
 
 
@@ -135,4 +137,5 @@ class Dimensions:
     rotary: bool = False
     dropout: bool = False
     tied: bool = True
+    pad_vocab: bool = True
     experts: Experts | None = None

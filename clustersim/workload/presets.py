@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,7 +149,8 @@ def model_of(spec: str | Dimensions, *, sequence: int = 2048) -> Model:
     if spec in _BY_NAME:
         return _BY_NAME[spec]
     path = Path(spec)
-    if path.suffix == ".json" or (path / "config.json").is_file():
+    # Unlike Path.is_file, no error where the text is too long for a name.
+    if path.suffix == ".json" or os.path.isfile(path / "config.json"):
         return model_from_config(path)
     if len(path.parts) > 1:
         raise ScenarioError(f"{spec}: no config.json there; give the path of a Hugging Face config.json")
@@ -180,6 +182,7 @@ def _from_dimensions(given: Dimensions, sequence: int) -> Model:
             rotary=given.rotary,
             dropout=given.dropout,
             tied=given.tied,
+            pad_vocab=given.pad_vocab,
             experts=given.experts,
         )
     except ValueError as error:

@@ -45,7 +45,7 @@ class ComputePrices:
 
         Device time (kernels and inner collectives) or the host's time to drive the layers and then the device's for
         what is behind them, whichever is larger: two machines in a row, of which the second waits for the first. Both
-        times where the device is the CPU that drives it.
+        times where the device is the CPU that drives it, or every launch waits for its kernel.
         """
         found = self._works.get((index, of))
         if found is None:
@@ -117,7 +117,7 @@ class ComputePrices:
         device = self._kernels_s(work.kernels, classes) + self.inner_s(index, of)
         # More threads make kernels faster, but not the one that launches them.
         driven *= slowdown * max(1.0, shared)
-        if self.costs[of].device.kind == "cpu":
+        if self.costs[of].device.kind == "cpu" or host.blocking_launches:
             seconds = device + driven
         else:
             seconds = max(device, driven + self._kernels_s(work.tail, classes))
