@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from blocks import head_of
 
 from clustersim import files
 from clustersim.cluster.load import load_node, node_collectives
@@ -318,7 +319,10 @@ def test_kernels_are_timed_with_what_the_cost_model_counts() -> None:
     assert samples["optimizer"].bytes == 28 * 2**13
     # A sample is the mean of both passes, and counts what the cost model does.
     gpt = kernels.small_model(16, 1, 2, 8)
-    loss = (*head_forward(gpt, 8, 1, 1, False, False, "fp32"), *head_backward(gpt, 8, 1, 1, False, False, "fp32"))
+    loss = (
+        *head_forward(head_of(gpt, 8, dtype="fp32", fused=False)),
+        *head_backward(head_of(gpt, 8, dtype="fp32", fused=False)),
+    )
     counted = [kernel.traffic_bytes for kernel, _ in loss if getattr(kernel, "op", "") == "cross_entropy"]
     assert samples["cross_entropy"].bytes / 2**13 == sum(counted) / 2 / (8 * gpt.vocab)
     assert {"norm", "softmax", "activation", "cross_entropy", "embedding", "reduce", "copy"} <= set(samples)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blocks import block_of
 from clusters import (
     agreement,
     all_reduce,
@@ -45,7 +46,7 @@ WAYS = st.sampled_from(["forward", "backward"])
 
 def _kernels(model: Model, cp: int, way: str, sequence: int = 512, size: int = 2, tp: int = 1) -> Kernels:
     make = {"forward": forward, "backward": backward}[way]
-    return make(model, sequence, size, tp, False, "flash", True, "bf16", 1, cp)
+    return make(block_of(model, sequence, micro_batch=size, tp=tp, cp=cp))
 
 
 # ---------------------------------------------------------------------------------------------- what is computed
@@ -229,7 +230,7 @@ def test_sends_slow_the_attention_beside_them() -> None:
 
 def _later(model: Model, cp: int) -> Kernels:
     """The kernels of a forward step with a block from another rank: attention without a mask, and an addition."""
-    kernels = [kernel for kernel, _ in forward(model, 1024, 1, 1, False, "flash", True, "bf16", 1, cp)]
+    kernels = [kernel for kernel, _ in forward(block_of(model, 1024, cp=cp))]
     first = next(n for n, kernel in enumerate(kernels) if isinstance(kernel, Attention) and not kernel.causal)
     return tuple((kernel, 1) for kernel in kernels[first : first + 2])
 
@@ -252,23 +253,25 @@ def test_a_ring_over_nodes_is_as_fast_as_its_slowest_edge() -> None:
 @given(DEGREES, st.sampled_from([1, 2]), st.booleans(), st.sampled_from(["none", "full"]))
 def test_ranks_that_share_a_sequence_keep_it_once(cp: int, tp: int, sp: bool, recompute: Any) -> None:
     model = model_of(qk_norm=True)
-    shape = (512, 2, tp, sp and tp > 1)
+    split, alone = (
+        block_of(model, 512, micro_batch=2, tp=tp, sequence_parallel=sp and tp > 1, cp=degree) for degree in (cp, 1)
+    )
     for mine, whole in zip(
-        stored_tensors(model, *shape, "flash", 2, cp), stored_tensors(model, *shape, "flash", 2), strict=True
+        stored_tensors(split, fp8_inputs=False), stored_tensors(alone, fp8_inputs=False), strict=True
     ):
         assert mine.bytes * cp == whole.bytes
-    one, all_ = (activation_bytes_per_layer(model, *shape, recompute, "flash", 2, degree) for degree in (cp, 1))
+    one, all_ = (activation_bytes_per_layer(it, recompute, "core", fp8_inputs=False) for it in (split, alone))
     assert one * cp == all_
 
 
 def test_one_rank_a_sequence_is_what_there_was_before() -> None:
     """Degrees of one change nothing: no collectives, kernels, buckets or groups more."""
     model = model_of()
-    plain = (model, 512, 2, 2, True, "flash", True, "bf16")
-    assert forward(*plain) == forward(*plain, 1, 1, 1.0)
-    assert backward(*plain) == backward(*plain, 1, 1, 1.0)
-    assert recomputed(*plain, "full") == recomputed(*plain, "full", 1, 1, 1.0)
-    assert ring_shifts(model, 512, 2, 2, True, "bf16", "full", 1) == ((), ())
+    plain = block_of(model, 512, micro_batch=2, tp=2, sequence_parallel=True, cp=1, ep=1)
+    for kernels in (forward(plain), backward(plain), recomputed(plain, "full", "core")):
+        (attention,) = [kernel for kernel, _ in kernels if isinstance(kernel, Attention)]
+        assert attention.queries == attention.keys == 512
+    assert ring_shifts(plain, "full") == ((), ())
     program = lower(workload_of(8), layout_of(Mesh(dp=4, tp=2, pp=1), sharded(1)), framework_of(), 8)
     assert {bucket.params for bucket in program.buckets} == {"all"}
     assert {item.group for work in program.works for item in work.inner} == {"tp"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blocks import block_of
 from clusters import (
     agreement,
     all_reduce,
@@ -220,9 +221,8 @@ def _expert_flops(model: Model, ep: int, tp: int, sp: bool, load: float = 1.0, c
     """FLOPs of the experts' GEMMs on one rank, forward twice and backward: those that a dense layer does not have."""
 
     def flops(of: Model) -> int:
-        each = (of, 128, 4, tp, sp, "flash", True, "bf16")
-        again = recomputed(*each, "full", ep, cp, load)
-        kernels = (*forward(*each, ep, cp, load), *backward(*each, ep, cp, load), *again)
+        block = block_of(of, 128, micro_batch=4, tp=tp, sequence_parallel=sp, cp=cp, ep=ep, load=load)
+        kernels = (*forward(block), *backward(block), *recomputed(block, "full", "core"))
         return sum(kernel.flops * count for kernel, count in kernels if isinstance(kernel, Gemm))
 
     experts = model.experts

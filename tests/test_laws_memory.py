@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
+from blocks import block_of
 from clusters import framework_of, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,13 +225,16 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
     model, training, scheme = workload.model, workload.training, layout.scheme
     tp, pp, dp = layout.mesh.tp, layout.mesh.pp, layout.mesh.dp
     width = 2 if layout.precision.compute in ("bf16", "fp16", "fp8") else 4
-    shape = (model, training.sequence, layout.micro_batch, tp, layout.sequence_parallel)
-    kept = activation_bytes_per_layer(*shape, layout.recompute, framework.attention, width)
+    block = block_of(
+        model, training.sequence, micro_batch=layout.micro_batch, tp=tp, sequence_parallel=layout.sequence_parallel,
+        dtype=layout.precision.compute, attention_kind=framework.attention,
+    )  # fmt: skip
+    assert block.width == width
+    kept = activation_bytes_per_layer(block, layout.recompute, "core", fp8_inputs=False)
     kept_logits, at_loss = _LOSS[framework.device_memory.eager_loss, framework.in_place_loss]
     logits = training.sequence * layout.micro_batch * -(-model.vocab // tp)
-    working = working_set_bytes(*shape, layout.recompute, framework.attention, width)
-    working += gradient_working_set_bytes(*shape, framework.attention, width)
-    boundary = boundary_bytes(model, training.sequence, layout.micro_batch, width) if pp > 1 else 0
+    working = working_set_bytes(block, layout.recompute, "core", fp8_inputs=False) + gradient_working_set_bytes(block)
+    boundary = boundary_bytes(model, tokens=block.tokens, dtype=block.dtype) if pp > 1 else 0
     held = most = 0.0
     heads = 0
     count = layout.micro_batches(training.global_batch)
@@ -246,11 +250,11 @@ def _stage_bytes(workload: Workload, layout: Layout, framework: Framework, stage
         size, later = kept * number, waits * number
         size += boundary if framework.device_memory.stage_outputs else 0
         if chunk == 0:
-            size += embedding_activation_bytes(*shape, width)
+            size += embedding_activation_bytes(block)
             later += width * tokens * h
         last = chunk == layout.chunks - 1
         if last:
-            size += head_activation_bytes(*shape, width)
+            size += head_activation_bytes(block)
             later += width * tokens * (h + -(-model.vocab // tp))
         if turn.phase == "weight-gradient":
             held -= later

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from blocks import head_of
 from clusters import (
     ENDLESS,
     all_reduce,
@@ -274,7 +275,7 @@ def _only_weight_gradients(workload: Workload, layout: Layout, fused: bool, laye
     for kernel, _ in kernels:
         assert isinstance(kernel, Gemm) or (isinstance(kernel, Memory) and kernel.op == "embedding")
     if layers.stop == model.layers + 1:
-        head = head_forward(model, 96, 1, tp, layout.sequence_parallel, fused, "bf16")
+        head = head_forward(head_of(model, 96, tp=tp, sequence_parallel=layout.sequence_parallel, fused=fused))
         (logits,) = [kernel for kernel, _ in head if isinstance(kernel, Gemm)]
         assert Gemm(m=logits.n, n=logits.k, k=logits.m, dtype="bf16") in _counted(kernels)
 

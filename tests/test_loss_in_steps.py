@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from blocks import head_of
 
 from clustersim.hardware.kernel import Kernels, Memory
 from clustersim.hardware.load import load_framework
@@ -27,10 +28,9 @@ def _bytes(kernels: Kernels) -> float:
 @pytest.mark.parametrize("tp", [1, 4])
 def test_every_step_reads_and_writes_fp32_logits(tp: int) -> None:
     """Cast 2 + 4, maximum 4, difference 8, exponential 8, sum 4, quotient 8; product 8, cast 4 + 2."""
-    shape = (MODEL, SEQUENCE, BATCH, tp, False, True, "fp16")
-    ahead, behind = head_forward(*shape, in_steps=True), head_backward(*shape, in_steps=True)
-    assert (_bytes(ahead) * tp, _bytes(behind) * tp) == (38, 14)
-    assert (_bytes(head_forward(*shape)) * tp, _bytes(head_backward(*shape)) * tp) == (18, 6)
+    for in_steps, expected in ((True, (38, 14)), (False, (18, 6))):
+        head = head_of(MODEL, SEQUENCE, micro_batch=BATCH, tp=tp, dtype="fp16", in_steps=in_steps)
+        assert (_bytes(head_forward(head)) * tp, _bytes(head_backward(head)) * tp) == expected
 
 
 def test_only_the_eager_megatrons_run_it() -> None:

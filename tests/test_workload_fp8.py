@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from blocks import block_of
 from clusters import framework_of, layout_of, sharded, workload_of
 
 from clustersim.hardware.cost import device_costs
@@ -51,10 +52,10 @@ def test_inputs_are_cast_once_as_they_are_and_transposed() -> None:
     """Llama 3 8B, 128 tokens: the inputs of QKV, of the output, of gate and up and of down; backwards the gradients of
     their outputs. Each is read in two bytes and written twice in one."""
     model, tokens = preset("llama3-8b"), 128
-    shape = (model, tokens, 1, 1, False, "flash", True, "fp8")
+    block = block_of(model, tokens, dtype="fp8")
     ahead = 4096 + 4096 + 4096 + 14336
     behind = (4096 + 2 * 1024) + 4096 + 2 * 14336 + 4096
-    for kernels, width in ((forward(*shape), ahead), (backward(*shape), behind)):
+    for kernels, width in ((forward(block), ahead), (backward(block), behind)):
         casts = [(kernel, count) for kernel, count in kernels if isinstance(kernel, Memory) and kernel.op == "cast"]
         assert sum(kernel.read_bytes * count for kernel, count in casts) == 2 * tokens * width
         assert sum(kernel.written_bytes * count for kernel, count in casts) == 2 * tokens * width
@@ -63,9 +64,9 @@ def test_inputs_are_cast_once_as_they_are_and_transposed() -> None:
 def test_inputs_are_gathered_in_fp8_and_sums_are_scattered_in_16_bits() -> None:
     model = preset("llama3-8b")
     elements = 2048 * 4096
-    ahead, behind = tp_collectives(model, 2048, 1, 4, True, "none", activation_width("fp8"), 1.0, 1)
+    ahead, behind = tp_collectives(block_of(model, 2048, tp=4, sequence_parallel=True, dtype="fp8"), "none")
     assert ahead == behind == (("all_gather", elements, 2), ("reduce_scatter", 2 * elements, 2))
-    summed, _ = tp_collectives(model, 2048, 1, 4, False, "none", activation_width("fp8"), 1.0, 1)
+    summed, _ = tp_collectives(block_of(model, 2048, tp=4, dtype="fp8"), "none")
     assert summed == (("all_reduce", 2 * elements, 2),)
 
 

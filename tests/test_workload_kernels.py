@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Literal
 
 import pytest
+from blocks import block_of, head_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from clustersim.workload.layer_kernels import (
     optimizer_kernels,
     recomputed,
 )
-from clustersim.workload.model import Experts, Model
+from clustersim.workload.model import Experts, Model, with_rows
 from clustersim.workload.parameters import parameter_count, tensors
 from clustersim.workload.presets import PRESET_NAMES, preset
 from clustersim.workload.training import Training
@@ -135,9 +136,11 @@ def test_tensor_parallel_ranks_share_the_gemms(
     tokens = 24 * batch
 
     def work(t: int, s: bool, e: int) -> int:
-        args = (model, 24, batch, t, s, attention, True, "bf16", e)
-        assert 2 * _gemm_flops(forward(*args)) == _gemm_flops(backward(*args))
-        return _gemm_flops(forward(*args))
+        block = block_of(
+            model, 24, micro_batch=batch, tp=t, sequence_parallel=s, ep=e, attention_kind=attention
+        )  # fmt: skip
+        assert 2 * _gemm_flops(forward(block)) == _gemm_flops(backward(block))
+        return _gemm_flops(forward(block))
 
     copies = max(1, tp // kv_heads) - 1
     router = 2 * tokens * 64 * 4 * (0 if sp else tp - 1) if moe else 0
@@ -152,10 +155,10 @@ def _gemm_flops(kernels: Kernels) -> int:
 @given(tokens=st.integers(1, 500), ep=st.sampled_from([1, 2, 3, 6]), per_token=st.integers(1, 6))
 def test_every_choice_of_every_token_meets_an_expert(tokens: int, ep: int, per_token: int) -> None:
     model = _gpt(1, 2, 8, experts=Experts(count=6, per_token=per_token, hidden=40))
-    kernels = forward(model, tokens, 1, 1, False, "flash", True, "bf16", ep)
+    kernels = forward(block_of(model, tokens, ep=ep))
     up = [(k.m, count * k.batch) for k, count in kernels if isinstance(k, Gemm) and k.n == 40]
     assert len(up) <= 2
-    alone = forward(model, tokens, 1, 1, False, "flash", False, "bf16", ep)
+    alone = forward(block_of(model, tokens, ep=ep, fused=False))
     assert [(k.m, count) for k, count in alone if isinstance(k, Gemm) and k.n == 40] == up
     assert sum(m * count for m, count in up) == tokens * per_token
     # Eight at a time, where there are whole eights.
@@ -166,7 +169,7 @@ def test_every_choice_of_every_token_meets_an_expert(tokens: int, ep: int, per_t
 
 
 def test_shapes_of_a_llama_layer() -> None:
-    kernels = forward(preset("llama3-8b"), 8192, 1, 4, True, "flash", True, "bf16")
+    kernels = forward(block_of(preset("llama3-8b"), 8192, tp=4, sequence_parallel=True))
     gemms = [(k.m, k.n, k.k) for k, _ in kernels if isinstance(k, Gemm)]
     assert gemms == [
         (8192, (4096 + 2 * 1024) // 4, 4096),
@@ -183,12 +186,12 @@ def test_shapes_of_a_llama_layer() -> None:
 
 
 def test_encoders_see_both_sides() -> None:
-    kernels = forward(preset("bert-large"), 512, 1, 1, False, "flash", True, "fp16")
+    kernels = forward(block_of(preset("bert-large"), 512, dtype="fp16"))
     assert [k.causal for k, _ in kernels if isinstance(k, Attention)] == [False]
 
 
 def test_backward_gemms_transpose_the_forward_ones() -> None:
-    gemms = [k for k, _ in backward(_gpt(1, 4, 16), 32, 2, 1, False, "flash", True, "bf16") if isinstance(k, Gemm)]
+    gemms = [k for k, _ in backward(block_of(_gpt(1, 4, 16), 32, micro_batch=2)) if isinstance(k, Gemm)]
     shapes = [(k.m, k.n, k.k) for k in gemms]
     t, h = 64, 64
     assert shapes == [
@@ -201,7 +204,7 @@ def test_memory_operations_of_a_gpt_layer() -> None:
     """b s h elements between the GEMMs; 4 h inside the feed-forward; s x s per head in the core."""
     model, s, b = _gpt(1, 4, 16), 32, 2
     n, scores = s * b * 64, b * 4 * s * s
-    kernels = forward(model, s, b, 1, False, "unfused", True, "bf16")
+    kernels = forward(block_of(model, s, micro_batch=b, attention_kind="unfused"))
     seen = {(k.op, k.read_bytes, k.written_bytes) for k, _ in kernels if isinstance(k, Memory)}
     assert seen == {
         ("norm", 2 * n, 2 * n),
@@ -216,8 +219,8 @@ def test_sequence_parallelism_divides_what_lies_between_the_gemms() -> None:
     model = _gpt(1, 8, 16)
     for fused in (True, False):
         for step in (forward, backward):
-            plain = step(model, 64, 2, 4, False, "flash", fused, "bf16")
-            parallel = step(model, 64, 2, 4, True, "flash", fused, "bf16")
+            plain = step(block_of(model, 64, micro_batch=2, tp=4, fused=fused))
+            parallel = step(block_of(model, 64, micro_batch=2, tp=4, sequence_parallel=True, fused=fused))
             for (one, _), (other, _) in zip(plain, parallel, strict=True):
                 if isinstance(one, Memory) and isinstance(other, Memory):
                     between = one.read_bytes >= 64 * 2 * 128 * 2
@@ -231,8 +234,8 @@ def test_sequence_parallelism_divides_what_lies_between_the_gemms() -> None:
 def test_fusion_saves_bytes_and_no_flops() -> None:
     for name in ("gpt3-1.3b", "llama2-7b", "bert-large", "mixtral-8x7b"):
         for step in (forward, backward):
-            fused = step(preset(name), 512, 2, 2, False, "unfused", True, "bf16")
-            loose = step(preset(name), 512, 2, 2, False, "unfused", False, "bf16")
+            fused = step(block_of(preset(name), 512, micro_batch=2, tp=2, attention_kind="unfused"))
+            loose = step(block_of(preset(name), 512, micro_batch=2, tp=2, attention_kind="unfused", fused=False))
             assert _flops(fused) == _flops(loose)
             assert _bytes(fused) < _bytes(loose)
             assert len(fused) < len(loose)
@@ -241,43 +244,45 @@ def test_fusion_saves_bytes_and_no_flops() -> None:
 def test_dropout_only_where_the_model_has_it() -> None:
     for fused in (True, False):
         for step in (forward, backward):
-            dry = step(_gpt(1, 4, 16, dropout=False), 32, 2, 1, False, "unfused", fused, "bf16")
-            wet = step(_gpt(1, 4, 16), 32, 2, 1, False, "unfused", fused, "bf16")
+            dry = step(
+                block_of(_gpt(1, 4, 16, dropout=False), 32, micro_batch=2, attention_kind="unfused", fused=fused)
+            )
+            wet = step(block_of(_gpt(1, 4, 16), 32, micro_batch=2, attention_kind="unfused", fused=fused))
             assert "dropout" not in _ops(dry)
             assert _bytes(dry) < _bytes(wet)
 
 
 def test_biases_only_where_the_model_has_them() -> None:
-    assert "bias" not in _ops(backward(preset("llama2-7b"), 64, 1, 1, False, "flash", False, "bf16"))
-    qwen = backward(preset("qwen2.5-7b"), 64, 1, 1, False, "flash", False, "bf16")
+    assert "bias" not in _ops(backward(block_of(preset("llama2-7b"), 64, fused=False)))
+    qwen = backward(block_of(preset("qwen2.5-7b"), 64, fused=False))
     assert _ops(qwen).count("bias") == 1
-    assert _ops(backward(_gpt(1, 4, 16), 64, 1, 1, False, "flash", True, "bf16")).count("bias") == 4
+    assert _ops(backward(block_of(_gpt(1, 4, 16), 64))).count("bias") == 4
 
 
 def test_recomputation() -> None:
     model = _gpt(1, 4, 16)
-    args = (model, 64, 2, 2, False)
-    assert recomputed(*args, "unfused", True, "bf16", "none") == ()
-    assert recomputed(*args, "flash", True, "bf16", "selective") == ()
-    assert recomputed(*args, "unfused", True, "bf16", "full") == forward(*args, "unfused", True, "bf16")
-    core = recomputed(*args, "unfused", True, "bf16", "selective")
+    flash, unfused = (block_of(model, 64, micro_batch=2, tp=2, attention_kind=kind) for kind in ("flash", "unfused"))
+    assert recomputed(unfused, "none", "core") == ()
+    assert recomputed(flash, "selective", "core") == ()
+    assert recomputed(unfused, "full", "core") == forward(unfused)
+    core = recomputed(unfused, "selective", "core")
     assert _ops(core) == ["gemm", "softmax", "dropout", "gemm"]
     assert _flops(core) == 4 * 2 * 64 * 64 * 64 // 2
 
 
 def test_fp8_covers_the_linear_layers_only() -> None:
-    kernels = forward(preset("llama3-8b"), 128, 1, 1, False, "unfused", True, "fp8")
+    kernels = forward(block_of(preset("llama3-8b"), 128, dtype="fp8", attention_kind="unfused"))
     dtypes = [(k.batch > 1, k.dtype) for k, _ in kernels if isinstance(k, Gemm)]
     assert set(dtypes) == {(False, "fp8"), (True, "bf16")}
     assert _ops(kernels).count("cast") == 4
-    assert "cast" not in _ops(forward(preset("llama3-8b"), 128, 1, 1, False, "unfused", True, "bf16"))
-    head = head_forward(preset("llama3-8b"), 128, 1, 1, False, True, "fp8")
+    assert "cast" not in _ops(forward(block_of(preset("llama3-8b"), 128, attention_kind="unfused")))
+    head = head_forward(head_of(preset("llama3-8b"), 128, dtype="fp8"))
     assert {k.dtype for k, _ in head if isinstance(k, Gemm)} == {"bf16"}
 
 
 def test_query_and_key_norms_and_rotary_positions() -> None:
     model = _gpt(1, 4, 16, kv_heads=2, rotary=True, qk_norm=True)
-    kernels = forward(model, 32, 1, 1, False, "flash", True, "bf16")
+    kernels = forward(block_of(model, 32))
     touched = 2 * 32 * (64 + 32)
     rotary = [k for k, _ in kernels if isinstance(k, Memory) and k.op == "rotary"]
     assert [(k.read_bytes, k.written_bytes) for k in rotary] == [(touched, touched)]
@@ -286,35 +291,37 @@ def test_query_and_key_norms_and_rotary_positions() -> None:
 
 def test_embedding() -> None:
     model, n = _gpt(1, 4, 16), 2 * 32 * 2 * 64
-    kernels = embedding_forward(model, 32, 2, 1, False, "bf16")
+    kernels = embedding_forward(block_of(model, 32, micro_batch=2))
     assert [(k.traffic_bytes) for k, _ in kernels] == [2 * n, 3 * n, 2 * n + n // 2]
-    back = embedding_backward(model, 32, 2, 4, True, "bf16")
+    back = embedding_backward(block_of(model, 32, micro_batch=2, tp=4, sequence_parallel=True))
     dropout, cleared, added, positions = [k.traffic_bytes for k, _ in back]
     assert (dropout, cleared) == ((2 * n + n // 2) // 4, 250 * 64 * 2)
     assert (added, positions) == (3 * n, n)
-    bert = embedding_forward(preset("bert-large"), 32, 2, 1, False, "bf16")
+    bert = embedding_forward(block_of(preset("bert-large"), 32, micro_batch=2))
     assert _ops(bert) == ["embedding", "embedding", "embedding", "norm", "dropout"]
 
 
 def test_head() -> None:
-    model, t = preset("gpt3-125m"), 2048
+    model, t = dataclasses.replace(preset("gpt3-125m"), heads=16, kv_heads=16, head_dim=48), 2048
     for fused in (True, False):
-        ahead = head_forward(model, 1024, 2, 8, True, fused, "bf16", True)
-        behind = head_backward(model, 1024, 2, 8, True, fused, "bf16", True)
+        padded = head_of(
+            with_rows(model, 8 * 128), 1024, micro_batch=2, tp=8, sequence_parallel=True, fused=fused
+        )  # fmt: skip
+        ahead, behind = head_forward(padded), head_backward(padded)
         logits = t * 6400  # 51,200 padded columns over 8 ranks
         assert [k.flops for k, _ in ahead if isinstance(k, Gemm)] == [2 * logits * 768]
         assert 2 * _flops(ahead) == _flops(behind)
         cross = next(k for k, _ in ahead if isinstance(k, Memory) and k.op == "cross_entropy")
         assert cross.traffic_bytes == 4 * logits * (3 if fused else 4)
-    odd = head_forward(model, 1024, 2, 8, False, True, "bf16")
+    odd = head_forward(head_of(model, 1024, micro_batch=2, tp=8))
     assert [k.n for k, _ in odd if isinstance(k, Gemm)] == [6283]
 
 
 def test_bert_head_has_its_transform_pooler_and_classifier() -> None:
-    kernels = head_forward(preset("bert-large"), 128, 4, 1, False, True, "fp16")
+    kernels = head_forward(head_of(preset("bert-large"), 128, micro_batch=4, dtype="fp16"))
     shapes = [(k.m, k.n) for k, _ in kernels if isinstance(k, Gemm)]
     assert shapes == [(4, 1024), (4, 2), (512, 1024), (512, 30522)]
-    assert 2 * _flops(kernels) == _flops(head_backward(preset("bert-large"), 128, 4, 1, False, True, "fp16"))
+    assert 2 * _flops(kernels) == _flops(head_backward(head_of(preset("bert-large"), 128, micro_batch=4, dtype="fp16")))
 
 
 @pytest.mark.parametrize(
@@ -356,5 +363,11 @@ def test_accumulation_by_deepspeed_goes_through_a_cleared_copy() -> None:
 
 
 def test_kernels_are_cached() -> None:
-    args = (preset("gpt3-175b"), 2048, 1, 8, True, "flash", True, "bf16")
-    assert forward(*args) is forward(*args)
+    one, same = (block_of(preset("gpt3-175b"), 2048, tp=8, sequence_parallel=True) for _ in range(2))
+    assert one is not same
+    assert forward(one) is forward(same)
+    # What the hash leaves out tells blocks apart all the same.
+    other = dataclasses.replace(one, model=preset("gpt3-13b"))
+    assert hash(one) == hash(same) == hash(other)
+    assert forward(other) != forward(one)
+    assert forward(dataclasses.replace(one, fused=False)) != forward(one)

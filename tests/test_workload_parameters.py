@@ -120,11 +120,11 @@ def _gpt(layers: int, heads: int, head_dim: int, vocab: int, positions: int) -> 
 def test_stages_add_up(name: str) -> None:
     model = preset(name)
     whole = parameter_count(model)
-    assert stage_parameters(model, range(model.layers), True, True, 1) == whole
+    assert stage_parameters(model, range(model.layers), first=True, last=True, tp=1) == whole
     cut = model.layers // 3
-    front = stage_parameters(model, range(cut), True, False, 1)
-    middle = stage_parameters(model, range(cut, 2 * cut), False, False, 1)
-    back = stage_parameters(model, range(2 * cut, model.layers), False, True, 1)
+    front = stage_parameters(model, range(cut), first=True, last=False, tp=1)
+    middle = stage_parameters(model, range(cut, 2 * cut), first=False, last=False, tp=1)
+    back = stage_parameters(model, range(2 * cut, model.layers), first=False, last=True, tp=1)
     shared = model.vocab * model.hidden if model.tied else 0
     assert front + middle + back == whole + shared
     assert middle == cut * layer_parameters(model)
@@ -141,7 +141,7 @@ def test_tensor_parallel_shards_cover_the_model(name: str) -> None:
     for tensor in tensors(model):
         if tensor.tp == "replicated":
             twice += tensor.elements * (model.layers if tensor.per_layer else 1)
-    shard = stage_parameters(model, range(model.layers), True, True, 2)
+    shard = stage_parameters(model, range(model.layers), first=True, last=True, tp=2)
     odd_row = model.vocab % 2 * model.hidden
     assert 2 * shard == parameter_count(model) + twice + odd_row
 
@@ -167,19 +167,21 @@ def test_vocabulary_padding() -> None:
     assert padded_vocab(50257, 1) == 50304
     assert padded_vocab(50257, 8) == 51200
     assert padded_vocab(51200, 8) == 51200
-    plain, padded = (stage_parameters(model, range(0), True, False, 8, p) for p in (False, True))
+    plain, padded = (
+        stage_parameters(model, range(0), first=True, last=False, tp=8, vocab_padded=p) for p in (False, True)
+    )
     assert padded - plain == (51200 // 8 - 6283) * model.hidden  # ceil(50257 / 8) = 6283
-    assert stage_parameters(model, range(0), False, True, 8, True) == 6400 * 768 + 2 * 768
+    assert stage_parameters(model, range(0), first=False, last=True, tp=8, vocab_padded=True) == 6400 * 768 + 2 * 768
 
 
 def test_experts_apart() -> None:
     model = preset("mixtral-8x7b")
     layers = range(model.layers)
     every, dense, experts = (
-        stage_parameters(model, layers, True, True, 1, part=part) for part in ("all", "dense", "experts")
+        stage_parameters(model, layers, first=True, last=True, tp=1, part=part) for part in ("all", "dense", "experts")
     )
     assert experts == 32 * 8 * 3 * 4096 * 14336
     assert dense + experts == every
-    assert stage_parameters(model, layers, True, True, 1, ep=4, part="experts") == experts // 4
-    assert stage_parameters(model, layers, True, True, 1, ep=4, part="dense") == dense
-    assert stage_parameters(preset("gpt2"), range(12), True, True, 1, part="experts") == 0
+    assert stage_parameters(model, layers, first=True, last=True, tp=1, ep=4, part="experts") == experts // 4
+    assert stage_parameters(model, layers, first=True, last=True, tp=1, ep=4, part="dense") == dense
+    assert stage_parameters(preset("gpt2"), range(12), first=True, last=True, tp=1, part="experts") == 0

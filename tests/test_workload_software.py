@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blocks import block_of, head_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,7 +123,7 @@ def test_a_named_generation_is_in_the_program() -> None:
     for kind, generation in (("flash", None), ("flash-1", "flash-1"), ("cudnn", "cudnn")):
         given_: AttentionKind = kind  # type: ignore[assignment]
         for step in (forward, backward):
-            kernels = step(preset("gpt3-1.3b"), 2048, 1, 1, False, given_, False, "bf16")
+            kernels = step(block_of(preset("gpt3-1.3b"), 2048, attention_kind=given_, fused=False))
             assert {k.generation for k, _ in kernels if isinstance(k, Attention)} == {generation}
 
 
@@ -133,44 +134,39 @@ def test_eager_llama_layers_by_hand() -> None:
     """Bytes an element in 16 bits: a norm 36 and 76 (backward), rotary positions 20, a gate 6 + 4 and 3 times 6."""
     model = preset("llama2-7b")
     n, f = 128 * model.hidden, 128 * model.ffn_hidden
-    ahead = forward(model, 128, 1, 1, False, "flash", False, "bf16")
+    ahead = forward(block_of(model, 128, fused=False))
     assert _memory(ahead, "norm") == _memory(ahead, "rotary") == []
     passes = [read + written for read, written in _memory(ahead, "activation")]
     assert passes == [36 * n, 2 * n * 20, 36 * n, 4 * f, 6 * f]
-    behind = [
-        read + written
-        for read, written in _memory(backward(model, 128, 1, 1, False, "flash", False, "bf16"), "activation")
-    ]
+    behind = [read + written for read, written in _memory(backward(block_of(model, 128, fused=False)), "activation")]
     assert sorted(behind) == sorted([6 * f, 6 * f, 6 * f, 76 * n, 2 * n * 20, 76 * n])
-    fused = forward(model, 128, 1, 1, False, "flash", True, "bf16")
+    fused = forward(block_of(model, 128))
     assert _memory(fused, "norm") == [(2 * n, 2 * n)] * 2
     assert _memory(fused, "activation") == [(4 * f, 2 * f)]
 
 
 def test_layer_norms_and_gelus_are_one_kernel_in_eager_frameworks_too() -> None:
     for step in (forward, backward):
-        eager, fused = (step(preset("gpt3-1.3b"), 128, 1, 1, False, "flash", way, "bf16") for way in (False, True))
+        eager, fused = (step(block_of(preset("gpt3-1.3b"), 128, fused=way)) for way in (False, True))
         assert _memory(eager, "norm") == _memory(fused, "norm")
         assert _memory(eager, "activation") == _memory(fused, "activation")
 
 
 def test_a_bias_rides_on_its_product() -> None:
-    assert _memory(forward(preset("gpt3-1.3b"), 128, 1, 1, False, "flash", False, "bf16"), "bias") == []
+    assert _memory(forward(block_of(preset("gpt3-1.3b"), 128, fused=False)), "bias") == []
 
 
 def test_every_second_product_runs_again() -> None:
     """Of q, k, v, o, gate, up and down: k, o and up."""
     model = preset("llama3-8b")
-    again = recomputed(model, 64, 1, 1, False, "flash", True, "bf16", "selective", selective="alternate-products")
+    again = recomputed(block_of(model, 64), "selective", "alternate-products")
     shapes = [(k.m, k.n, k.k) for k, _ in again if isinstance(k, Gemm)]
     assert shapes == [(64, 1024, 4096), (64, 4096, 4096), (64, 14336, 4096)]
-    assert recomputed(model, 64, 1, 1, False, "flash", True, "bf16", "selective") == ()
-    plain = recomputed(
-        preset("gpt3-1.3b"), 64, 1, 1, False, "flash", True, "bf16", "selective", selective="alternate-products"
-    )
+    assert recomputed(block_of(model, 64), "selective", "core") == ()
+    plain = recomputed(block_of(preset("gpt3-1.3b"), 64), "selective", "alternate-products")
     assert [(k.n, k.k) for k, _ in plain if isinstance(k, Gemm)] == [(2048, 2048), (2048, 2048), (2048, 8192)]
     experts = preset("mixtral-8x7b")
-    kept = recomputed(experts, 64, 1, 1, False, "flash", True, "bf16", "selective", selective="alternate-products")
+    kept = recomputed(block_of(experts, 64), "selective", "alternate-products")
     assert len([k for k, _ in kept if isinstance(k, Gemm)]) == 2
 
 
@@ -188,14 +184,14 @@ def test_bytes_of_a_logit() -> None:
             / logits
         )
 
-    shape = (model, 256, 1, 1, False)
-    assert touched(head_forward(*shape, False, "bf16")) == 22
-    assert touched(head_backward(*shape, False, "bf16")) == 26
-    assert touched(head_forward(*shape, True, "bf16")) == 18
+    assert touched(head_forward(head_of(model, 256, fused=False))) == 22
+    assert touched(head_backward(head_of(model, 256, fused=False))) == 26
+    assert touched(head_forward(head_of(model, 256, fused=True))) == 18
     for fused in (True, False):
-        assert touched(head_forward(*shape, fused, "bf16", in_place=True)) == 4
-        assert touched(head_backward(*shape, fused, "bf16", in_place=True)) == 4
-        assert touched(head_forward(*shape, fused, "bf16", in_place=True, metrics=2)) == 4 + 44
+        head = head_of(model, 256, fused=fused, in_place=True)
+        assert touched(head_forward(head)) == 4
+        assert touched(head_backward(head)) == 4
+        assert touched(head_forward(dataclasses.replace(head, metrics=2))) == 4 + 44
 
 
 def test_tokens_that_the_head_sees() -> None:

@@ -126,7 +126,8 @@ def _keep(found: Calibration, output: Path | None, as_json: bool, notes: Sequenc
         screen.show_json(files.plain(found))
         return
     screen.show(calibration_screen(found), *(Text(note) for note in notes))
+    found_again = {root.resolve() / "calibrations" / f"{found.name}.yaml" for root in files.profile_folders()}
     use = "plans for these machines and this framework use it from now on"
-    if output is not None:
+    if saved.resolve() not in found_again:
         use = f"plans use it once it is hwprofiles/calibrations/{found.name}.yaml"
     screen.show(f"\nCalibration written to {saved}; {use}")

@@ -12,7 +12,7 @@ from clustersim.cluster.cluster import Cluster, Machine
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF, Dtype, Kernels, activation_width, linear_layers
+from clustersim.hardware.kernel import Dtype, Kernels, linear_layers
 from clustersim.hardware.scaled import device_s
 from clustersim.layout.divisions import RECOMPUTES, SCHEDULES, Divisions
 from clustersim.layout.schedule import splits_backward
@@ -23,6 +23,8 @@ from clustersim.workload.activations import (
     head_collectives,
     tp_collectives,
 )
+from clustersim.workload.block import Block
+from clustersim.workload.head import Head
 from clustersim.workload.layer_kernels import (
     accumulation_of,
     backward,
@@ -37,7 +39,7 @@ from clustersim.workload.layer_kernels import (
     recomputed,
     without,
 )
-from clustersim.workload.model import with_rows
+from clustersim.workload.parameters import Held
 from clustersim.workload.ring import ring_shifts
 from clustersim.workload.sharding_kernels import sharding_of
 from clustersim.workload.training import Workload
@@ -123,48 +125,39 @@ def _price(
     copied: bool,
 ) -> tuple[float, ...]:
     model, training = workload.model, workload.training
-    load = training.expert_load(ep)
-    dtype = workload.training.precision
-    attention, fused = framework.attention, framework.fused_elementwise
+    dtype = training.precision
     policy = RECOMPUTES[recompute]
-    whole = (model, training.sequence, micro_batch, tp, bool(sp), attention, fused, dtype)
-    # What one rank has of it.
-    shape = (model, training.sequence // cp, micro_batch, tp, bool(sp))
-    seen = training.head_sequence(shape[1], tp)
-    end = (with_rows(model, framework.vocab_multiple * tp), seen, *shape[2:], fused, dtype)
-    again = recomputed(*whole, policy, ep, cp, load, framework.selective)
+    block = Block.of(
+        workload, framework, micro_batch=micro_batch, tp=tp, sequence_parallel=bool(sp), cp=cp, ep=ep, dtype=dtype
+    )  # fmt: skip
+    head = Head.of(block, training, framework)
     parts: list[Kernels] = [
-        forward(*whole, ep, cp, load),
-        backward(*whole, ep, cp, load) + again,
-        embedding_forward(*shape, dtype),
-        embedding_backward(*shape, dtype),
-        head_forward(*end, False, framework.in_place_loss, framework.loss_metrics, framework.loss_in_steps),
-        head_backward(*end, False, framework.in_place_loss, framework.loss_in_steps),
+        forward(block),
+        backward(block) + recomputed(block, policy, framework.selective),
+        embedding_forward(block),
+        embedding_backward(block),
+        head_forward(head),
+        head_backward(head),
     ]
     everything = parts[0] + parts[1]
     weights: list[Kernels] = [(), (), ()]
     if splitting:
-        weights = [
-            layer_weight_gradients(*whole, ep, cp, load),
-            embedding_weight_gradients(*shape, dtype),
-            head_weight_gradients(*end),
-        ]
+        weights = [layer_weight_gradients(block), embedding_weight_gradients(block), head_weight_gradients(head)]
         for index, taken in zip((1, 3, 5), weights, strict=True):
             parts[index] = without(parts[index], taken)
     parts += weights
-    for index, of in enumerate(((1, False, False), (0, True, False), (0, False, True))):
+    for index, (layers, first, last) in enumerate(((1, False, False), (0, True, False), (0, False, True))):
+        held = Held(model=model, layers=layers, first=first, last=last, tp=tp, ep=ep)
         behind = 6 + index if splitting else 1 + 2 * index
         if summed:
-            parts[behind] += accumulation_of(model, *of, tp, ep, dtype, gradient, framework.gradient_accumulation)
+            parts[behind] += accumulation_of(held, dtype=dtype, gradient=gradient, how=framework.gradient_accumulation)
         # A tied head is gathered with the embedding.
-        if copied and not (of[2] and model.tied):
-            ahead, after = sharding_of(model, *of, tp, ep, dtype, gradient, framework.unsharding)
+        if copied and not (last and model.tied):
+            ahead, after = sharding_of(held, dtype=dtype, gradient=gradient, how=framework.unsharding)
             parts[2 * index] += ahead
             parts[behind] += after
-    width = activation_width(dtype)
-    layer = tp_collectives(*shape, policy, width, load, BYTES_OF[dtype])
-    embedding, head = embedding_collectives(*shape, width), head_collectives(*shape, width)
-    exchanges: tuple[tuple[Exchange, ...], ...] = (*layer, *embedding, *head, (), (), ())
+    ends = *embedding_collectives(block), *head_collectives(block)
+    exchanges: tuple[tuple[Exchange, ...], ...] = (*tp_collectives(block, policy), *ends, (), (), ())
     shared = _sharing(machine)
     device = [device_s(costs, part, framework) * shared for part in parts]
     network = [
@@ -184,11 +177,11 @@ def _price(
         hidden = min(overlap * pieces * framework.collective_scale("tp"), beside)
         network[index] -= hidden / framework.overlap.compute_slowdown
     collectives = [sum(item.times for item in items) for items in exchanges]
-    for way, items in enumerate(ep_collectives(*shape, ep, policy, width, load)):
+    for way, items in enumerate(ep_collectives(block, policy)):
         collectives[way] += sum(item.times for item in items)
         each = (item.times * all_to_all_s(machine, cluster, ep, apart, item.bytes) for item in items)
         network[way] += sum(each) * framework.network_scale
-    for way, shifts in enumerate(ring_shifts(*whole[:4], fused, dtype, policy, cp, attention)):
+    for way, shifts in enumerate(ring_shifts(block, policy)):
         for shift in shifts:
             sent = shift_s(machine, cluster, cp, apart, shift.bytes) * framework.network_scale
             hidden = device_s(costs, shift.beside, framework) * shared

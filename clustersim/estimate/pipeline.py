@@ -12,7 +12,6 @@ from clustersim.cluster.cluster import Cluster, SlowRank
 from clustersim.estimate.passes import Passes
 from clustersim.hardware.curve import alpha_s, effective_rate
 from clustersim.hardware.framework import Framework, Schedule
-from clustersim.hardware.kernel import activation_width
 from clustersim.layout.divisions import SCHEDULES, Divisions
 from clustersim.layout.schedule import stage_of
 from clustersim.layout.space import Space
@@ -186,7 +185,6 @@ def _v_bubble_s(pp: int, count: Ints, forward: Floats, backward: Floats, weights
 def _send_s(workload: Workload, d: Divisions, cluster: Cluster, framework: Framework) -> Floats:
     """Seconds of one activation transfer between neighbouring stages."""
     machine = cluster.workers[0]
-    width = activation_width(workload.training.precision)
     result = np.zeros(len(d))
     known: dict[tuple[int, ...], float] = {}
     keys = zip(
@@ -200,7 +198,8 @@ def _send_s(workload: Workload, d: Divisions, cluster: Cluster, framework: Frame
         near = stride < machine.node.devices and (order == 1 or tp * replicas * pp <= machine.node.devices)
         key = (tp, size, int(sp), int(near), cp)
         if key not in known:
-            whole = boundary_bytes(workload.model, workload.training.sequence // cp, size, width)
+            tokens = workload.training.sequence // cp * size
+            whole = boundary_bytes(workload.model, tokens=tokens, dtype=workload.training.precision)
             sent = whole / tp if framework.scatter_gather or sp else float(whole)
             link = (machine.interconnect or machine.nic) if near else machine.nic
             rate = effective_rate(link, sent)

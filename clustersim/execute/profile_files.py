@@ -22,6 +22,8 @@ from clustersim.hardware.framework import Framework, HostCost
 from clustersim.hardware.kernel import Kernels
 from clustersim.hardware.link import Link
 from clustersim.hardware.load import load_framework
+from clustersim.workload.block import Block
+from clustersim.workload.head import Head
 from clustersim.workload.layer_kernels import (
     backward,
     embedding_backward,
@@ -272,18 +274,16 @@ def _kernel_ratio(sample: LayerSample, framework: Framework, costs: DeviceCosts,
         head_dim=sample.hidden // sample.heads, ffn_hidden=4 * sample.hidden, vocab=256, positions=sample.sequence,
         dropout=False,
     )  # fmt: skip
-    s, b, dtype = sample.sequence, sample.tokens // sample.sequence, sample.dtype
-    attention, fused = framework.attention, framework.fused_elementwise
-    layer: Kernels = (
-        *forward(model, s, b, 1, False, attention, fused, dtype),
-        *backward(model, s, b, 1, False, attention, fused, dtype),
-    )
+    block = Block(
+        model=model, sequence=sample.sequence, micro_batch=sample.tokens // sample.sequence, tp=1,
+        sequence_parallel=False, cp=1, ep=1, load=1.0, dtype=sample.dtype, attention_kind=framework.attention,
+        fused=framework.fused_elementwise,
+    )  # fmt: skip
+    head = Head.plain(block, in_place=False, in_steps=False)
+    layer: Kernels = forward(block) + backward(block)
     ends: Kernels = (
-        *embedding_forward(model, s, b, 1, False, dtype),
-        *embedding_backward(model, s, b, 1, False, dtype),
-        *head_forward(model, s, b, 1, False, fused, dtype),
-        *head_backward(model, s, b, 1, False, fused, dtype),
-    )
+        *embedding_forward(block), *embedding_backward(block), *head_forward(head), *head_backward(head)
+    )  # fmt: skip
     price = model.layers * costs.seconds(layer) + costs.seconds(ends)
     seconds = _passes_s(sample)
     if host is not None:

@@ -29,6 +29,8 @@ from clustersim.workload.activations import (
     weight_gradient_bytes,
     working_set_bytes,
 )
+from clustersim.workload.block import Block
+from clustersim.workload.head import Head
 from clustersim.workload.parameters import parameter_count
 from clustersim.workload.training import STATE_TENSORS, Workload
 
@@ -287,22 +289,20 @@ def _activations(
 ) -> float:
     """Bytes of activations on one rank of a stage at their peak."""
     model, training = workload.model, workload.training
-    sequence = training.sequence // cp
+    block = Block.of(
+        workload, framework, micro_batch=micro_batch, tp=tp, sequence_parallel=bool(sp), cp=cp, ep=ep,
+        dtype=training.precision,
+    )  # fmt: skip
+    policy = RECOMPUTES[recompute], framework.selective
     # fp8 training keeps its activations in 16 bits, the inputs of linear layers apart.
-    width = max(2, BYTES_OF[workload.training.precision])
-    shape = (model, sequence, micro_batch, tp, bool(sp))
-    policy = RECOMPUTES[recompute]
-    layer = (model, training.sequence, micro_batch, tp, bool(sp), policy, framework.attention, width)
-    load = training.expert_load(ep)
-    forms = (framework.device_memory.fp8_inputs and training.precision == "fp8", framework.selective)
-    kept = activation_bytes_per_layer(*layer, cp, load, *forms)
+    fp8_inputs = framework.device_memory.fp8_inputs and training.precision == "fp8"
+    kept = activation_bytes_per_layer(block, *policy, fp8_inputs=fp8_inputs)
     layers = [len(range(max(0, span.start), min(model.layers, span.stop))) for span in spans]
-    whole = (model, training.sequence, micro_batch, tp, bool(sp), framework.attention)
-    working = working_set_bytes(*layer, cp, load, *forms) + gradient_working_set_bytes(*whole, width, cp, load)
-    boundary = boundary_bytes(model, sequence, micro_batch, width)
+    working = working_set_bytes(block, *policy, fp8_inputs=fp8_inputs) + gradient_working_set_bytes(block)
+    boundary = boundary_bytes(model, tokens=block.tokens, dtype=block.dtype)
     loss: Loss = "fused" if framework.in_place_loss else "eager" if framework.device_memory.eager_loss else "in-place"
-    head = loss_bytes(model, sequence, micro_batch, tp, loss)
-    total = float(ring_buffer_bytes(model, training.sequence, micro_batch, tp, cp, width))
+    head = loss_bytes(block, loss)
+    total = float(ring_buffer_bytes(block))
     if pp > 1:
         total += 2 * boundary
     # What each micro-batch in flight takes besides what layers keep.
@@ -313,15 +313,15 @@ def _activations(
         return max(working + head.kept * max(0, heads - 1), head.kept * heads + head.passing if heads else 0)
 
     if splits_backward(SCHEDULES[schedule]):
-        needed = weight_gradient_bytes(*whole, framework.fused_elementwise, width, ep, cp, load)
+        needed = weight_gradient_bytes(block)
         ahead, later = [kept * n + extra for n in layers], [needed * n for n in layers]
         for index, span in enumerate(spans):
             if span.start == -1:
-                ahead[index] += embedding_activation_bytes(*shape, width)
+                ahead[index] += embedding_activation_bytes(block)
                 later[index] += boundary
             if span.stop == model.layers + 1:
-                ahead[index] += head_activation_bytes(*shape, width)
-                later[index] += head_weight_gradient_bytes(*shape, framework.fused_elementwise, width)
+                ahead[index] += head_activation_bytes(block)
+                later[index] += head_weight_gradient_bytes(Head.plain(block, in_place=False, in_steps=False))
         return total + max(
             moment(sum(held.passes for held, span in zip(now, spans, strict=True) if span.stop == model.layers + 1))
             + sum(held.passes * a + held.weights * w for held, a, w in zip(now, ahead, later, strict=True))
@@ -331,9 +331,9 @@ def _activations(
     # Chunks of different sizes: as if all in flight were of the largest.
     total += flying.chunks * (float(kept) * max(layers) + extra)
     if stage == 0:
-        total += flying.first_chunk * embedding_activation_bytes(*shape, width)
+        total += flying.first_chunk * embedding_activation_bytes(block)
     if stage == pp - 1:
-        total += flying.last_chunk * head_activation_bytes(*shape, width)
+        total += flying.last_chunk * head_activation_bytes(block)
     return total + moment(flying.last_chunk if stage == pp - 1 else 0)
 
 

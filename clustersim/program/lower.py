@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import activation_width
 from clustersim.layout.layout import Layout, ParameterServer, node_peers
 from clustersim.layout.schedule import Turn, splits_backward, turns
 from clustersim.program.buckets import buckets, chunk_span, server_shares
@@ -175,10 +174,8 @@ class _Passes:
         if leads_nowhere or layout.stage_of(target) == stage:
             return
         workload = draft.workload
-        dtype_bytes = activation_width(layout.precision.compute)
-        whole = boundary_bytes(
-            workload.model, workload.training.sequence // layout.mesh.cp, self.size(turn.micro_batch), dtype_bytes
-        )
+        tokens = workload.training.sequence // layout.mesh.cp * self.size(turn.micro_batch)
+        whole = boundary_bytes(workload.model, tokens=tokens, dtype=layout.precision.compute)
         split = framework.scatter_gather or layout.sequence_parallel
         # On the way back through a V, a forward pass goes on at the stage before.
         returning = layout.pipeline.schedule == "zb-v" and turn.chunk >= layout.mesh.pp

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.kernel import BYTES_OF, Kernel, Kernels, activation_width
+from clustersim.hardware.kernel import Kernel, Kernels
 from clustersim.layout.layout import Layout, Sharded
 from clustersim.layout.schedule import splits_backward
 from clustersim.program.program import Inner, Work
 from clustersim.timeline import Phase
 from clustersim.workload.activations import embedding_collectives, ep_collectives, head_collectives, tp_collectives
+from clustersim.workload.block import Block
+from clustersim.workload.head import Head
 from clustersim.workload.layer_kernels import (
     accumulation_of,
     backward,
@@ -25,7 +28,7 @@ from clustersim.workload.layer_kernels import (
     recomputed,
     without,
 )
-from clustersim.workload.model import with_rows
+from clustersim.workload.parameters import Held
 from clustersim.workload.ring import ring_shifts
 from clustersim.workload.sharding_kernels import sharding_of
 from clustersim.workload.training import Workload
@@ -38,50 +41,40 @@ def pass_work(workload: Workload, layout: Layout, framework: Framework, phase: P
     "backward" everything else: recomputation and all collectives too.
     """
     model, mesh = workload.model, layout.mesh
-    whole, tp, sp = workload.training.sequence, mesh.tp, layout.sequence_parallel
-    # What a rank has of it.
-    sequence = whole // mesh.cp
-    dtype, load = layout.precision.compute, workload.training.expert_load(mesh.ep)
-    width, spread = activation_width(dtype), (mesh.ep, mesh.cp, load)
+    block = Block.of(
+        workload, framework, micro_batch=size, tp=mesh.tp, sequence_parallel=layout.sequence_parallel, cp=mesh.cp,
+        ep=mesh.ep, dtype=layout.precision.compute,
+    )  # fmt: skip
+    head = Head.of(block, workload.training, framework)
     real = range(max(0, layers.start), min(model.layers, layers.stop))
-    attention, fused = framework.attention, framework.fused_elementwise
-    seen = workload.training.head_sequence(sequence, tp)
-    end = (with_rows(model, framework.vocab_multiple * tp), seen, size, tp, sp, fused)
     parts: list[Kernels] = []
     if phase == "forward":
-        each = forward(model, whole, size, tp, sp, attention, fused, dtype, *spread)
+        each = forward(block)
     else:
-        each = backward(model, whole, size, tp, sp, attention, fused, dtype, *spread) + recomputed(
-            model, whole, size, tp, sp, attention, fused, dtype, layout.recompute, *spread, framework.selective
-        )
+        each = backward(block) + recomputed(block, layout.recompute, framework.selective)
     parts.append(_times(each, len(real)))
     tail: Kernels = ()
     way = 0 if phase == "forward" else 1
     inner: list[Inner] = []
     if len(real):
-        within = tp_collectives(model, sequence, size, tp, sp, layout.recompute, width, load, BYTES_OF[dtype])[way]
+        within = tp_collectives(block, layout.recompute)[way]
         inner += [Inner(kind=kind, bytes=length, count=count * len(real)) for kind, length, count in within]
-        routed = ep_collectives(model, sequence, size, tp, sp, mesh.ep, layout.recompute, width, load)[way]
+        routed = ep_collectives(block, layout.recompute)[way]
         inner += [Inner(group="ep", kind=kind, bytes=length, count=count * len(real)) for kind, length, count in routed]
-        round_ = ring_shifts(model, whole, size, tp, fused, dtype, layout.recompute, mesh.cp, attention)[way]
+        round_ = ring_shifts(block, layout.recompute)[way]
         inner += [
             Inner(group="cp", kind="send_recv", bytes=shift.bytes, count=shift.times * len(real), beside=shift.beside)
             for shift in round_
         ]
     if layers.start == -1:
-        make = (embedding_forward, embedding_backward)[way]
-        parts.append(make(model, sequence, size, tp, sp, dtype))
+        parts.append(embedding_forward(block) if phase == "forward" else embedding_backward(block))
         tail = parts[-1] if phase != "forward" else ()
-        ends = embedding_collectives(model, sequence, size, tp, sp, width)[way]
+        ends = embedding_collectives(block)[way]
         inner += [Inner(kind=kind, bytes=length, count=count) for kind, length, count in ends]
     if layers.stop == model.layers + 1:
-        if phase == "forward":
-            reported = framework.loss_metrics
-            parts.append(head_forward(*end, dtype, False, framework.in_place_loss, reported, framework.loss_in_steps))
-        else:
-            parts.append(head_backward(*end, dtype, False, framework.in_place_loss, framework.loss_in_steps))
+        parts.append(head_forward(head) if phase == "forward" else head_backward(head))
         tail = parts[-1] if phase == "forward" else tail
-        ends = head_collectives(model, sequence, size, tp, sp, width)[way]
+        ends = head_collectives(block)[way]
         inner += [Inner(kind=kind, bytes=length, count=count) for kind, length, count in ends]
     ahead, behind = _unsharded(workload, layout, framework, layers, len(real))
     if phase == "forward":
@@ -97,11 +90,11 @@ def pass_work(workload: Workload, layout: Layout, framework: Framework, phase: P
             kernels=kernels, inner=tuple(inner), forward_layers=forward_layers, backward_layers=backward_layers,
             tail=tail if len(real) else (),
         )  # fmt: skip
-    weights = _times(layer_weight_gradients(model, whole, size, tp, sp, attention, fused, dtype, *spread), len(real))
+    weights = _times(layer_weight_gradients(block), len(real))
     if layers.start == -1:
-        weights += embedding_weight_gradients(model, sequence, size, tp, sp, dtype)
+        weights += embedding_weight_gradients(block)
     if layers.stop == model.layers + 1:
-        weights += head_weight_gradients(*end, dtype)
+        weights += head_weight_gradients(head)
     if phase == "weight-gradient":
         kernels = _merged(weights + summed)
         return Work(kernels=kernels, inner=(), forward_layers=0, backward_layers=0, split_layers=len(real))
@@ -118,13 +111,15 @@ def _accumulated(workload: Workload, layout: Layout, framework: Framework, layer
     reduced = isinstance(scheme, Sharded) and scheme.shards_gradients
     if reduced or layout.micro_batches(workload.training.global_batch) == 1:
         return ()
-    model, mesh = workload.model, layout.mesh
     # A tied embedding's gradient comes from both of its ends.
-    parts = [(real, False, False)]
-    parts += [(0, True, False)] if layers.start == -1 else []
-    parts += [(0, False, True)] if layers.stop == model.layers + 1 else []
-    types = (layout.precision.compute, layout.precision.gradient, framework.gradient_accumulation)
-    return tuple(kernel for part in parts for kernel in accumulation_of(model, *part, mesh.tp, mesh.ep, *types))
+    held = _held(workload, layout, real)
+    parts = [held]
+    parts += [replace(held, layers=0, first=True)] if layers.start == -1 else []
+    parts += [replace(held, layers=0, last=True)] if layers.stop == workload.model.layers + 1 else []
+    compute, gradient, how = layout.precision.compute, layout.precision.gradient, framework.gradient_accumulation
+    return tuple(
+        kernel for part in parts for kernel in accumulation_of(part, dtype=compute, gradient=gradient, how=how)
+    )
 
 
 def _unsharded(
@@ -135,12 +130,20 @@ def _unsharded(
     sharded = isinstance(scheme, Sharded) and scheme.shards_weights and mesh.replicas > 1
     if sharded == (framework.unsharding == "autocast"):
         return (), ()
-    parts = [(real, layers.start == -1, False)]
-    parts += [(0, False, True)] if layers.stop == model.layers + 1 and not model.tied else []
-    types = (layout.precision.compute, layout.precision.gradient, framework.unsharding)
-    each = [sharding_of(model, *part, mesh.tp, mesh.ep, *types) for part in parts]
+    held = _held(workload, layout, real)
+    parts = [replace(held, first=layers.start == -1)]
+    parts += [replace(held, layers=0, last=True)] if layers.stop == model.layers + 1 and not model.tied else []
+    compute, gradient, how = layout.precision.compute, layout.precision.gradient, framework.unsharding
+    each = [sharding_of(part, dtype=compute, gradient=gradient, how=how) for part in parts]
     ahead, behind = (tuple(kernel for one in each for kernel in one[way]) for way in (0, 1))
     return ahead, behind
+
+
+def _held(workload: Workload, layout: Layout, layers: int) -> Held:
+    """What a rank holds of some layers, without the ends."""
+    return Held(
+        model=workload.model, layers=layers, first=False, last=False, tp=layout.mesh.tp, ep=layout.mesh.ep
+    )  # fmt: skip
 
 
 def _times(kernels: Kernels, count: int) -> Kernels:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from clustersim.hardware.framework import Framework
 from clustersim.hardware.kernel import (
     BYTES_OF,
     Attention,
@@ -41,6 +42,7 @@ from clustersim.hardware.kernel import (
 from clustersim.workload.elementwise import activation, activation_backward, norm, rotary
 from clustersim.workload.model import Model
 from clustersim.workload.routing import dealt, routed_tokens
+from clustersim.workload.training import Workload
 
 # Fused attention of the generation that the device measured, or of a named one; or score matrices in memory.
 AttentionKind = Literal["flash", "unfused", "flash-1", "flash-2", "flash-3", "cudnn"]
@@ -48,46 +50,68 @@ AttentionKind = Literal["flash", "unfused", "flash-1", "flash-2", "flash-3", "cu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """What one rank computes of one layer: the shard's widths, and its tokens.
+    """What one rank computes of one layer for one micro-batch, and how: all that its kernels, the tensors that it keeps
+    and its collectives follow from.
 
-    `tokens` enter the GEMMs; `local` of them enter norms, residuals and dropouts. `width` is bytes per
-    element.
+    Of `micro_batch` sequences of `sequence` tokens, whole, the rank has 1/`cp`; `tp` ranks share the layer (it must
+    divide heads and feed-forward columns: `Model.splits_over`), under `sequence_parallel` what lies between the split
+    GEMMs too; `ep` ranks share the experts, of which the fullest sees `load` times the mean.
     """
 
     model: Model
-    batch: int
     sequence: int
-    tokens: int
-    local: int
+    micro_batch: int
     tp: int
-    ep: int
+    sequence_parallel: bool
     cp: int
+    ep: int
     load: float
-    sp: bool
-    flash: bool
-    generation: AttentionKernel | None
-    fused: bool
     dtype: Dtype
+    attention_kind: AttentionKind
+    fused: bool
+
+    def __post_init__(self) -> None:
+        assert self.cp == 1 or (self.sequence % (2 * self.cp) == 0 and self.attention_kind != "unfused"), self
+        assert self.model.splits_over(self.tp), (self.model.name, self.tp)
+        assert not self.sequence_parallel or self.tokens % self.tp == 0, (self.tokens, self.tp)
+        assert self.model.experts is None or self.model.experts.count % self.ep == 0, (self.model.name, self.ep)
+
+    def __hash__(self) -> int:
+        # Blocks are keys of caches, and a process has few models: their thirty fields tell nothing more apart.
+        return hash((self.sequence, self.micro_batch, self.tp, self.sequence_parallel, self.cp, self.ep, self.dtype))
 
     @classmethod
     def of(
-        cls, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind,
-        fused: bool, dtype: Dtype, ep: int, cp: int = 1, load: float = 1.0,
+        cls, workload: Workload, framework: Framework, *, micro_batch: int, tp: int, sequence_parallel: bool, cp: int,
+        ep: int, dtype: Dtype,
     ) -> Block:  # fmt: skip
-        """The block for these degrees, which must divide the model and the sequence."""
-        assert cp == 1 or (sequence % (2 * cp) == 0 and attention != "unfused"), (sequence, cp, attention)
-        tokens = sequence // cp * micro_batch
-        assert model.splits_over(tp), (model.name, tp)
-        assert not sp or tokens % tp == 0, (tokens, tp)
-        assert model.experts is None or model.experts.count % ep == 0, (model.name, ep)
-        generation: AttentionKernel | None = None
-        if attention != "flash" and attention != "unfused":
-            generation = attention
+        """A rank's share of a workload's layers under these degrees, as the framework computes it."""
         return cls(
-            model=model, batch=micro_batch, sequence=sequence, tokens=tokens,
-            local=tokens // tp if sp else tokens, tp=tp, ep=ep, cp=cp, load=load, sp=sp,
-            flash=attention != "unfused", generation=generation, fused=fused, dtype=dtype,
+            model=workload.model, sequence=workload.training.sequence, micro_batch=micro_batch, tp=tp,
+            sequence_parallel=sequence_parallel, cp=cp, ep=ep, load=workload.training.expert_load(ep), dtype=dtype,
+            attention_kind=framework.attention, fused=framework.fused_elementwise,
         )  # fmt: skip
+
+    @property
+    def rank_sequence(self) -> int:
+        """Tokens of each sequence on this rank."""
+        return self.sequence // self.cp
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that enter the GEMMs."""
+        return self.rank_sequence * self.micro_batch
+
+    @property
+    def local(self) -> int:
+        """Tokens that enter norms, residuals and dropouts."""
+        return self.tokens // self.tp if self.sequence_parallel else self.tokens
+
+    @property
+    def generation(self) -> AttentionKernel | None:
+        """The named generation of fused attention; None: the one that the device measured, or unfused."""
+        kind = self.attention_kind
+        return None if kind == "flash" or kind == "unfused" else kind
 
     @property
     def soft_dtype(self) -> Dtype:
@@ -118,7 +142,7 @@ class Block:
     @property
     def scores(self) -> int:
         """Elements of the attention scores of the shard."""
-        return self.batch * self.heads * self.sequence * self.sequence
+        return self.micro_batch * self.heads * self.sequence * self.sequence
 
     def expert_tokens(self) -> tuple[tuple[int, int], ...]:
         """(tokens, experts with that many) on the fullest rank: its choices, as even as can be dealt."""
@@ -162,7 +186,7 @@ class Block:
 
     def batched(self, m: int, n: int, k: int) -> tuple[Kernel, int]:
         """A GEMM for every head and sequence."""
-        return Gemm(m=m, n=n, k=k, batch=self.batch * self.heads, dtype=self.soft_dtype), 1
+        return Gemm(m=m, n=n, k=k, batch=self.micro_batch * self.heads, dtype=self.soft_dtype), 1
 
     # ----------------------------------------------------------------------------------------------- forward
 
@@ -183,7 +207,7 @@ class Block:
 
     def core(self) -> Kernels:
         """Attention without its projections."""
-        if self.flash:
+        if self.attention_kind != "unfused":
             return self._rounds(backward=False)
         s, d, n = self.sequence, self.model.head_dim, self.scores
         mask = () if self.fused else self.moved("softmax", n, n)
@@ -197,16 +221,15 @@ class Block:
 
     def own_step(self, backward: bool) -> Kernels:
         """Attention of the rank's queries to its own keys and values."""
-        share = self.sequence // self.cp
-        return ((self._attention(share, self.model.kind == "decoder", backward), 1),)
+        return ((self._attention(self.rank_sequence, self.model.kind == "decoder", backward), 1),)
 
     def ring_step(self, backward: bool) -> Kernels:
         """Attention to a block of keys and values from another rank, and the addition of what comes of it to the
         output, or to the gradients of the queries and of the block."""
         decoder = self.model.kind == "decoder"
-        keys = self.sequence // self.cp // (2 if decoder else 1)
+        keys = self.rank_sequence // (2 if decoder else 1)
         queries = self.tokens * self.q
-        block = self.batch * keys * 2 * self.kv_heads * self.model.head_dim
+        block = self.micro_batch * keys * 2 * self.kv_heads * self.model.head_dim
         return (
             (self._attention(keys, False, backward), 1),
             *self.moved("residual", 2 * queries, queries),
@@ -215,7 +238,7 @@ class Block:
 
     def _attention(self, keys: int, causal: bool, backward: bool) -> Attention:
         return Attention(
-            batch=self.batch, queries=self.sequence // self.cp, keys=keys, heads=self.heads,
+            batch=self.micro_batch, queries=self.rank_sequence, keys=keys, heads=self.heads,
             kv_heads=self.kv_heads, head_dim=self.model.head_dim, causal=causal, backward=backward,
             dtype=self.soft_dtype, generation=self.generation,
         )  # fmt: skip
@@ -324,7 +347,7 @@ class Block:
         return (*dropout, *self.bias_gradient(n, self.model.bias))
 
     def core_backward(self) -> Kernels:
-        if self.flash:
+        if self.attention_kind != "unfused":
             return self._rounds(backward=True)
         s, d, n = self.sequence, self.model.head_dim, self.scores
         dropout = self.moved("dropout", n, n, mask=n) if self.model.dropout else ()

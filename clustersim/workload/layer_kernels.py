@@ -10,45 +10,30 @@ import functools
 from typing import Literal, assert_never
 
 from clustersim.hardware.framework import Accumulation, Selective
-from clustersim.hardware.kernel import BYTES_OF, Dtype, Gemm, Kernel, Kernels, Memory, MemoryOp
-from clustersim.workload.block import AttentionKind, Block
+from clustersim.hardware.kernel import BYTES_OF, Dtype, Gemm, Kernel, Kernels, Memory
+from clustersim.workload.block import Block
+from clustersim.workload.head import Head
 from clustersim.workload.model import Model, vocab_per_rank
-from clustersim.workload.parameters import stage_parameters
+from clustersim.workload.parameters import Held
 from clustersim.workload.training import STATE_TENSORS, Optimizer, Training
 
 Recompute = Literal["none", "selective", "full"]
 
 
 @functools.lru_cache(maxsize=4096)
-def forward(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, ep: int = 1, cp: int = 1, load: float = 1.0,
-) -> Kernels:  # fmt: skip
-    """The kernels of one layer's forward pass for one micro-batch on one rank.
-
-    `tp` ranks share the layer (it must divide heads and feed-forward columns: `Model.splits_over`), `sp`
-    splits what lies between the GEMMs too, `cp` ranks share each sequence, `ep` ranks share the experts; the
-    tokens spread evenly over the experts of a rank, of which the fullest has `load` times the mean. Cached.
-    """
-    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
+def forward(block: Block) -> Kernels:
+    """The kernels of one layer's forward pass for one micro-batch on one rank. Cached."""
     return (*block.attention(), *block.feed_forward())
 
 
 @functools.lru_cache(maxsize=4096)
-def backward(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, ep: int = 1, cp: int = 1, load: float = 1.0,
-) -> Kernels:  # fmt: skip
+def backward(block: Block) -> Kernels:
     """The kernels of one layer's backward pass, without anything recomputed (see `recomputed`). Cached."""
-    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
     return (*block.feed_forward_backward(), *block.attention_backward())
 
 
 @functools.lru_cache(maxsize=4096)
-def recomputed(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, recompute: Recompute, ep: int = 1, cp: int = 1, load: float = 1.0, selective: Selective = "core",
-) -> Kernels:  # fmt: skip
+def recomputed(block: Block, recompute: Recompute, selective: Selective) -> Kernels:
     """The forward kernels that run again before (or in) the backward pass of one layer.
 
     `full`: the whole layer. `selective`: attention without its projections (Korthikanti et al. 2022); nothing
@@ -59,24 +44,19 @@ def recomputed(
         case "none":
             return ()
         case "selective":
-            block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
             if selective == "alternate-products":
                 return block.alternate_products()
-            return () if block.flash else block.core()
+            return block.core() if block.attention_kind == "unfused" else ()
         case "full":
-            return forward(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
+            return forward(block)
         case _:
             assert_never(recompute)
 
 
 @functools.lru_cache(maxsize=4096)
-def layer_weight_gradients(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, attention: AttentionKind, fused: bool,
-    dtype: Dtype, ep: int = 1, cp: int = 1, load: float = 1.0,
-) -> Kernels:  # fmt: skip
+def layer_weight_gradients(block: Block) -> Kernels:
     """The part of `backward` that only gradients of weights need, W in Qi et al. (ICLR'24): a GEMM for each linear
     layer. Sums over tokens for biases and norms stay with the gradient of the input, which reads the same. Cached."""
-    block = Block.of(model, sequence, micro_batch, tp, sp, attention, fused, dtype, ep, cp, load)
     return _weight_gradients(without((*block.attention(), *block.feed_forward()), block.core()))
 
 
@@ -102,51 +82,37 @@ def without(kernels: Kernels, taken: Kernels) -> Kernels:
 
 
 @functools.lru_cache(maxsize=1024)
-def embedding_forward(model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype) -> Kernels:
+def embedding_forward(block: Block) -> Kernels:
     """Look-up and addition of the embeddings, their norm and their dropout, for one micro-batch."""
-    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
-    full, local = ends.tokens * model.hidden, ends.local * model.hidden
+    model = block.model
+    full, local = block.tokens * model.hidden, block.local * model.hidden
     added = (model.positions > 0) + (model.token_types > 0)
     return (
-        ends.moved("embedding", full, full),
-        *(ends.moved("embedding", 2 * full, full) for _ in range(added)),
-        *((ends.moved("norm", local, local),) if model.embedding_norm else ()),
-        *((ends.moved("dropout", local, local, mask_written=local),) if model.dropout else ()),
+        *block.moved("embedding", full, full),
+        *block.moved("embedding", 2 * full, full) * added,
+        *(block.moved("norm", local, local) if model.embedding_norm else ()),
+        *(block.moved("dropout", local, local, mask=local, writes_mask=True) if model.dropout else ()),
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def embedding_backward(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype, vocab_padded: bool = False
-) -> Kernels:
+def embedding_backward(block: Block) -> Kernels:
     """The gradient of the embeddings: this rank's dense table is cleared, then the tokens' rows added."""
-    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
-    full, local = ends.tokens * model.hidden, ends.local * model.hidden
-    table = vocab_per_rank(model.vocab, tp, vocab_padded) * model.hidden
+    model = block.model
+    full, local = block.tokens * model.hidden, block.local * model.hidden
+    table = vocab_per_rank(model.vocab, block.tp, padded=False) * model.hidden
     added = (model.positions > 0) + (model.token_types > 0)
     return (
-        *((ends.moved("dropout", local, local, mask_read=local),) if model.dropout else ()),
-        *((ends.moved("norm", 2 * local, local),) if model.embedding_norm else ()),
-        ends.moved("embedding", 0, table),
-        ends.moved("embedding", 2 * full, full),
-        *(ends.moved("embedding", full, 0) for _ in range(added)),
+        *(block.moved("dropout", local, local, mask=local) if model.dropout else ()),
+        *(block.moved("norm", 2 * local, local) if model.embedding_norm else ()),
+        *block.moved("embedding", 0, table),
+        *block.moved("embedding", 2 * full, full),
+        *block.moved("embedding", full, 0) * added,
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def head_forward(
-    model: Model,
-    sequence: int,
-    micro_batch: int,
-    tp: int,
-    sp: bool,
-    fused: bool,
-    dtype: Dtype,
-    vocab_padded: bool = False,
-    in_place: bool = False,
-    metrics: int = 0,
-    in_steps: bool = False,
-) -> Kernels:
+def head_forward(head: Head) -> Kernels:
     """Final norm, logits and cross-entropy of every token on one rank, which has 1/tp of the vocabulary.
 
     Cross-entropy runs on fp32 logits. Unfused (PyTorch's log_softmax) it reads them for the maximum, for the sum and
@@ -155,19 +121,19 @@ def head_forward(
     and quotient. `metrics`: further, unfused cross-entropies of the same logits.
     A head transform and a pooler are whole on every rank.
     """
-    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
-    n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
+    block, hidden, logits = head.block, head.block.model.hidden, head.tokens * head.columns
+    n = head.local * hidden
     return (
-        *((ends.moved("norm", n, n),) if model.final_norm else ()),
-        *ends.pooler(micro_batch),
-        *ends.transform(),
-        ends.gemm(ends.tokens, logits // ends.tokens, model.hidden),
-        *_loss_forward(logits, ends.width, fused, in_place, in_steps),
-        *_loss_forward(logits, ends.width, False, False, False) * metrics,
+        *(block.moved("norm", n, n) if block.model.final_norm else ()),
+        *head.pooler(),
+        *head.transform(),
+        head.gemm(head.tokens, head.columns, hidden),
+        *_loss_forward(logits, block.width, fused=block.fused, in_place=head.in_place, in_steps=head.in_steps),
+        *_loss_forward(logits, block.width, fused=False, in_place=False, in_steps=False) * head.metrics,
     )
 
 
-def _loss_forward(logits: int, width: int, fused: bool, in_place: bool, in_steps: bool) -> Kernels:
+def _loss_forward(logits: int, width: int, *, fused: bool, in_place: bool, in_steps: bool) -> Kernels:
     if in_place:
         return ((Memory(op="cross_entropy", read_bytes=2 * width * logits, written_bytes=0), 1),)
     cast = (Memory(op="cast", read_bytes=logits * width, written_bytes=4 * logits), 1)
@@ -187,101 +153,35 @@ def _step(logits: int) -> Memory:
 
 
 @functools.lru_cache(maxsize=1024)
-def head_backward(
-    model: Model,
-    sequence: int,
-    micro_batch: int,
-    tp: int,
-    sp: bool,
-    fused: bool,
-    dtype: Dtype,
-    vocab_padded: bool = False,
-    in_place: bool = False,
-    in_steps: bool = False,
-) -> Kernels:
+def head_backward(head: Head) -> Kernels:
     """The backward pass of `head_forward`; `fused` writes the gradient of the logits without a cast, `in_place` over
     the logits, `in_steps` over the probabilities, before a cast. Unfused, the gradient of the picked probabilities is a
     tensor like the logits: cleared, read for its sums, and read with the probabilities for what is written."""
-    ends = _Ends(model, sequence, micro_batch, tp, sp, dtype)
-    n, logits = ends.local * model.hidden, ends.tokens * vocab_per_rank(model.vocab, tp, vocab_padded)
-    v = logits // ends.tokens
-    read, written = (ends.width, ends.width) if in_place else (4, ends.width) if fused else (12, 8)
-    cast = ((Memory(op="cast", read_bytes=4 * logits, written_bytes=logits * ends.width), 1),)
+    block, hidden, logits = head.block, head.block.model.hidden, head.tokens * head.columns
+    n, width = head.local * hidden, block.width
+    read, written = (width, width) if head.in_place else (4, width) if block.fused else (12, 8)
+    cast = ((Memory(op="cast", read_bytes=4 * logits, written_bytes=logits * width), 1),)
     loss = Memory(op="cross_entropy", read_bytes=read * logits, written_bytes=written * logits)
     return (
-        (_step(logits) if in_steps else loss, 1),
-        *(() if (fused and not in_steps) or in_place else cast),
-        ends.gemm(ends.tokens, model.hidden, v),
-        ends.gemm(v, model.hidden, ends.tokens),
-        *ends.transform_backward(),
-        *ends.pooler_backward(micro_batch),
-        *((ends.moved("norm", 2 * n, n),) if model.final_norm else ()),
+        (_step(logits) if head.in_steps else loss, 1),
+        *(() if (block.fused and not head.in_steps) or head.in_place else cast),
+        head.gemm(head.tokens, hidden, head.columns),
+        head.gemm(head.columns, hidden, head.tokens),
+        *head.transform_backward(),
+        *head.pooler_backward(),
+        *(block.moved("norm", 2 * n, n) if block.model.final_norm else ()),
     )
 
 
-def embedding_weight_gradients(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype
-) -> Kernels:
+def embedding_weight_gradients(block: Block) -> Kernels:
     """The part of `embedding_backward` that fills the tables' gradients."""
-    found = embedding_backward(model, sequence, micro_batch, tp, sp, dtype)
+    found = embedding_backward(block)
     return tuple((kernel, n) for kernel, n in found if isinstance(kernel, Memory) and kernel.op == "embedding")
 
 
-def head_weight_gradients(
-    model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, fused: bool, dtype: Dtype
-) -> Kernels:
+def head_weight_gradients(head: Head) -> Kernels:
     """The part of `head_backward` that only gradients of weights need."""
-    return _weight_gradients(head_forward(model, sequence, micro_batch, tp, sp, fused, dtype))
-
-
-class _Ends:
-    """Tokens and types at the two ends of a model."""
-
-    def __init__(self, model: Model, sequence: int, micro_batch: int, tp: int, sp: bool, dtype: Dtype) -> None:
-        self.model = model
-        self.tokens = sequence * micro_batch
-        assert not sp or self.tokens % tp == 0, (self.tokens, tp)
-        self.local = self.tokens // tp if sp else self.tokens
-        self.dtype: Dtype = "bf16" if dtype == "fp8" else dtype
-        self.width = BYTES_OF[self.dtype]
-
-    def moved(
-        self, op: MemoryOp, read: int, written: int, mask_read: int = 0, mask_written: int = 0
-    ) -> tuple[Kernel, int]:
-        kernel = Memory(
-            op=op, read_bytes=read * self.width + mask_read, written_bytes=written * self.width + mask_written
-        )
-        return kernel, 1
-
-    def gemm(self, m: int, n: int, k: int) -> tuple[Kernel, int]:
-        return Gemm(m=m, n=n, k=k, dtype=self.dtype), 1
-
-    def pooler(self, batch: int) -> Kernels:
-        """One token of each sequence through the pooler and the classifier."""
-        h, classes = self.model.hidden, self.model.classes
-        return tuple(self.gemm(batch, n, h) for n in (h, classes) if self.model.pooler and n)
-
-    def pooler_backward(self, batch: int) -> Kernels:
-        h, classes = self.model.hidden, self.model.classes
-        outputs = [n for n in (classes, h) if self.model.pooler and n]
-        return tuple(kernel for n in outputs for kernel in (self.gemm(batch, h, n), self.gemm(n, h, batch)))
-
-    def transform(self) -> Kernels:
-        if not self.model.head_transform:
-            return ()
-        h, n = self.model.hidden, self.local * self.model.hidden
-        return self.gemm(self.local, h, h), self.moved("activation", n, n), self.moved("norm", n, n)
-
-    def transform_backward(self) -> Kernels:
-        if not self.model.head_transform:
-            return ()
-        h, n = self.model.hidden, self.local * self.model.hidden
-        return (
-            self.moved("norm", 2 * n, n),
-            self.moved("activation", 2 * n, n),
-            self.gemm(self.local, h, h),
-            self.gemm(h, h, self.local),
-        )
+    return _weight_gradients(head_forward(head))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -343,13 +243,9 @@ def accumulation_kernels(parameters: int, dtype: Dtype, gradient: Dtype, how: Ac
 
 
 @functools.lru_cache(maxsize=4096)
-def accumulation_of(
-    model: Model, layers: int, first: bool, last: bool, tp: int, ep: int, dtype: Dtype, gradient: Dtype,
-    how: Accumulation,
-) -> Kernels:  # fmt: skip
-    """`accumulation_kernels` of some layers, with the embedding and the head where `first` and `last` ask. Cached."""
-    parameters = stage_parameters(model, range(layers), first=first, last=last, tp=tp, ep=ep)
-    return accumulation_kernels(parameters, dtype, gradient, how) if parameters else ()
+def accumulation_of(held: Held, *, dtype: Dtype, gradient: Dtype, how: Accumulation) -> Kernels:
+    """`accumulation_kernels` of what a rank holds. Cached."""
+    return accumulation_kernels(held.parameters, dtype, gradient, how) if held.parameters else ()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -365,20 +261,17 @@ def flops_per_step(model: Model, training: Training, recompute: Recompute = "non
     `masked`: without the half of the scores that a decoder's mask discards, which fused kernels skip (s/12h in place
     of s/6h).
     """
-    s = training.sequence
-    layer = (
-        *forward(model, s, 1, 1, False, "unfused", True, "bf16"),
-        *backward(model, s, 1, 1, False, "unfused", True, "bf16"),
-        *recomputed(model, s, 1, 1, False, "unfused", True, "bf16", recompute),
-    )
-    head = (
-        *head_forward(model, s, 1, 1, False, True, "bf16"),
-        *head_backward(model, s, 1, 1, False, True, "bf16"),
-    )
+    block = Block(
+        model=model, sequence=training.sequence, micro_batch=1, tp=1, sequence_parallel=False, cp=1, ep=1, load=1.0,
+        dtype="bf16", attention_kind="unfused", fused=True,
+    )  # fmt: skip
+    layer = (*forward(block), *backward(block), *recomputed(block, recompute, "core"))
+    end = Head.plain(block, in_place=False, in_steps=False)
+    head = (*head_forward(end), *head_backward(end))
     flops = model.layers * _flops(layer) + _flops(head)
     if masked and model.kind == "decoder":
         # Two products forward, four backward, and two where they are recomputed.
-        core = _flops(recomputed(model, s, 1, 1, False, "unfused", True, "bf16", "selective"))
+        core = _flops(recomputed(block, "selective", "core"))
         flops -= model.layers * core * (3 if recompute == "none" else 4) // 2
     return training.global_batch * flops
 

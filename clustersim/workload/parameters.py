@@ -168,6 +168,7 @@ def _at(model: Model, place: Place) -> int:
 def stage_parameters(
     model: Model,
     layers: range,
+    *,
     first: bool,
     last: bool,
     tp: int,
@@ -192,3 +193,23 @@ def stage_parameters(
             copies += 1
         total += copies * tensor.elements_per_rank(tp, vocab_padded, ep)
     return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What one of `tp` tensor- and `ep` expert-parallel ranks holds: `layers` layers, the embedding where `first`, the
+    head where `last` (without a copy of a tied embedding that is there already)."""
+
+    model: Model
+    layers: int
+    first: bool
+    last: bool
+    tp: int
+    ep: int
+
+    @property
+    def parameters(self) -> int:
+        """`stage_parameters` of these."""
+        return stage_parameters(
+            self.model, range(self.layers), first=self.first, last=self.last, tp=self.tp, ep=self.ep
+        )  # fmt: skip

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from clustersim.hardware.kernel import Dtype, Kernels
+from clustersim.hardware.kernel import Kernels
 from clustersim.workload.activations import kv_bytes
-from clustersim.workload.block import AttentionKind, Block
+from clustersim.workload.block import Block
 from clustersim.workload.layer_kernels import Recompute
-from clustersim.workload.model import Model
 
 
 class Shift(NamedTuple):
@@ -20,22 +19,24 @@ class Shift(NamedTuple):
     beside: Kernels
 
 
-@functools.lru_cache(maxsize=4096)
-def ring_shifts(
-    model: Model, sequence: int, micro_batch: int, tp: int, fused: bool, dtype: Dtype, recompute: Recompute, cp: int,
-    attention: AttentionKind = "flash",
-) -> tuple[tuple[Shift, ...], tuple[Shift, ...]]:  # fmt: skip
-    """The sends of one layer's ring attention on one of `cp` context-parallel ranks: (forward, backward).
+def ring_shifts(block: Block, recompute: Recompute) -> tuple[tuple[Shift, ...], tuple[Shift, ...]]:
+    """The sends of one layer's ring attention on one of its context-parallel ranks: (forward, backward).
 
     Forward, the block for the next of `cp` steps arrives during each step but the last (Liu et al. 2023): cp - 1
     sends of a block of keys and values. Backward they go round the other way, a rank's own block last, and the
     gradients of a block follow it one step behind: cp - 1 sends of each, both at once in all steps but the first
     and the last. Full recomputation goes round forward once more.
     """
+    forward, backward = _round(block)
+    return forward, (*forward, *backward) if recompute == "full" else backward
+
+
+@functools.lru_cache(maxsize=4096)
+def _round(block: Block) -> tuple[tuple[Shift, ...], tuple[Shift, ...]]:
+    cp = block.cp
     if cp == 1:
         return (), ()
-    block = Block.of(model, sequence, micro_batch, tp, False, attention, fused, dtype, 1, cp)
-    size = kv_bytes(model, sequence // cp, micro_batch, tp, block.width)
+    size = kv_bytes(block)
     ahead = (Shift(size, 1, block.own_step(backward=False)), Shift(size, cp - 2, block.ring_step(backward=False)))
     behind = (
         Shift(size, 1, block.ring_step(backward=True)),
@@ -43,4 +44,4 @@ def ring_shifts(
         Shift(size, 1, block.own_step(backward=True)),
     )
     forward, backward = (tuple(shift for shift in way if shift.times) for way in (ahead, behind))
-    return forward, (*forward, *backward) if recompute == "full" else backward
+    return forward, backward

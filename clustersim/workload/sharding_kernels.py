@@ -7,8 +7,7 @@ from typing import assert_never
 
 from clustersim.hardware.framework import Unsharding
 from clustersim.hardware.kernel import BYTES_OF, Dtype, Kernels, Memory
-from clustersim.workload.model import Model
-from clustersim.workload.parameters import stage_parameters
+from clustersim.workload.parameters import Held
 
 
 @functools.lru_cache(maxsize=1024)
@@ -45,10 +44,6 @@ def sharding_kernels(parameters: int, dtype: Dtype, gradient: Dtype, how: Unshar
 
 
 @functools.lru_cache(maxsize=4096)
-def sharding_of(
-    model: Model, layers: int, first: bool, last: bool, tp: int, ep: int, dtype: Dtype, gradient: Dtype,
-    how: Unsharding,
-) -> tuple[Kernels, Kernels]:  # fmt: skip
-    """`sharding_kernels` of some layers, with the embedding and the head where `first` and `last` say so. Cached."""
-    parameters = stage_parameters(model, range(layers), first=first, last=last, tp=tp, ep=ep)
-    return sharding_kernels(parameters, dtype, gradient, how) if parameters else ((), ())
+def sharding_of(held: Held, *, dtype: Dtype, gradient: Dtype, how: Unsharding) -> tuple[Kernels, Kernels]:
+    """`sharding_kernels` of what a rank holds. Cached."""
+    return sharding_kernels(held.parameters, dtype, gradient, how) if held.parameters else ((), ())
