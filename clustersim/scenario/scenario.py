@@ -52,7 +52,7 @@ class SearchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """What a layout must keep: a fraction of device memory free, a step time, a price per step, whole training time."""
+    """What a layout must keep: a fraction of device memory free, and the time in which the whole training ends."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     memory_headroom: Fraction = 0.0
