@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 _LARGEST_YAML_BYTES = 2_000_000
 _LARGEST_JSON_BYTES = 500_000_000
+# What `clustersim profile` calls this machine, and (after the executor's name) the software on it.
+_LOCAL = "local"
 
 
 def adapter(type_: Any) -> TypeAdapter[Any]:
@@ -142,17 +144,22 @@ def save(value: object, path: str | Path, type_: Any = None) -> None:
 def check_writable(*paths: Path | None) -> None:
     """InputError where one of `paths` cannot be written: told before the work, not after it."""
     for path in paths:
-        if path is None:
+        if path is None or (_is_special(path) and os.access(path, os.W_OK)):
             continue
         if path.is_dir():
             raise InputError(f"{path}: cannot be written: is a folder; name a file in it")
         folder = path.parent
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
+        if not folder.exists():
+            raise InputError(f"{path}: cannot be written: there is no folder {folder}; make it, or name another place")
         if not folder.is_dir():
             raise InputError(f"{path}: cannot be written: {folder} is no folder; name another place")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"{path}: cannot be written: no write access to {folder}; name another place")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether `path` is a device or a pipe, such as /dev/null: to be written into, not to be replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -163,6 +170,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Like `write_text`, for bytes."""
     path = Path(path)
+    if _is_special(path):
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -237,6 +250,8 @@ def profile_path(kind: str, name: str) -> Path:
                 return candidate
     known = profile_names(kind)
     mend = near(name, known) or f"; known: {', '.join(sorted(known))}"
+    if name in (_LOCAL, f"clustersim-{_LOCAL}"):
+        mend = " yet: measure this machine first, once: clustersim profile"
     raise ProfileError(f"{name[:60]!r} is not a known {single}{mend}")
 
 

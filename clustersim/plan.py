@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from clustersim.hardware.device import Price
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.intervals import Outside
 from clustersim.layout.layout import Family, Layout
@@ -113,6 +114,23 @@ class WhatIfResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WholeRun:
+    """All steps that training.tokens take, by the best layout: steps alone, without failures, checkpoints and
+    evaluation. `low_days` and `high_days` bound them as the step's interval does; `usd` is counted with `prices`, by
+    the profile that has them (of one device, or of one host)."""
+
+    __pydantic_config__: ClassVar[Any] = PLAIN
+    tokens: float
+    steps: int
+    days: float
+    low_days: float
+    high_days: float
+    deadline_days: float | None
+    usd: float | None
+    prices: dict[str, Price]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machines:
     """What the plan needs to run: worker nodes and the devices of each, by profile name, and server hosts."""
 
@@ -147,6 +165,7 @@ class Plan:
     levers: tuple[Lever, ...]
     counts: Counts
     what_if: tuple[WhatIfResult, ...] = ()
+    whole_run: WholeRun | None = None
     ratio: float = 0.0
     tied: int = 1
     digests: dict[str, str] = field(default_factory=dict)

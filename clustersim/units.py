@@ -176,6 +176,14 @@ def human_seconds(value: float) -> str:
     return _human(value, (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)), "s" if value == 0.0 else "ns", 1e-9)
 
 
+def human_days(value: float) -> str:
+    """`value` seconds of a long run for people: 45.1 days; under two of them as `human_seconds` has it."""
+    days = value / 86400.0
+    if days < 2.0:
+        return human_seconds(value)
+    return f"{days:.4g} days" if days < 1000.0 else f"{days:,.0f} days"
+
+
 def _human(value: float, scales: tuple[tuple[str, float], ...], base: str, base_size: float = 1.0) -> str:
     for unit, size in scales:
         # What three digits round up to 1000 is one of the next unit.

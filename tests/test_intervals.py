@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clustersim import files
 from clustersim.app.door import run
 from clustersim.compare import Comparison
-from clustersim.hardware.calibration import CalibratedRun, Calibration
+from clustersim.hardware.calibration import CalibratedRun, CalibratedStep, Calibration, TimeConstant
 from clustersim.hardware.conformal import CAP, band, beyond, quantile
 from clustersim.hardware.intervals import Intervals, Kind, Outside, left_out_spread, load_intervals
 from clustersim.hardware.provenance import Provenance
@@ -241,10 +241,55 @@ def test_a_calibrated_cluster_carries_its_own_left_out_errors() -> None:
     assert few > 2.0 * many, "three runs leave room for one that is further off"
     known = load_intervals()
     found = known.interval(MANY, calibration(*[0.06, -0.06] * 6))
-    assert found.kind == "calibrated: 12 left-out rows"
+    assert found.kind == "calibrated: 12 left-out configurations"
     assert found.high == pytest.approx(max(known.repeats, 1 / 0.94))
     assert found.low == pytest.approx(1 / found.high)
     assert known.interval(MANY, calibration(0.5)).kind != found.kind
+
+
+def measured_steps(*worker_nodes: int, fitted: bool = False) -> Calibration:
+    """Six rows, or as many as told, each of its own configuration, on so many nodes."""
+    steps = tuple(
+        CalibratedStep(
+            row=str(index), layout="", configuration=index, worker_nodes=count, step_s=1.0, error_before=0.5,
+            error_after=0.0, error_left_out=0.06 if count == 1 else 0.1,
+        )
+        for index, count in enumerate(worker_nodes)
+    )  # fmt: skip
+    host = TimeConstant(
+        name="host.per_step", value_s=1e-3, uncertainty_s=None, before_s=1e-3,
+        status="fitted" if fitted else "kept", identified=fitted,
+    )  # fmt: skip
+    found = calibration()
+    return replace(found, nodes=("dgx-a100-80g",), framework="megatron-core", constants=(host,), steps=steps)
+
+
+def test_a_calibration_carries_its_errors_to_plans_of_its_kind_only() -> None:
+    known = load_intervals()
+    one, several = measured_steps(*[1] * 12), measured_steps(*[2, 4] * 6)
+    assert known.interval(ONE, one).high == pytest.approx(max(known.repeats, 1.06))
+    assert known.interval(MANY, several).high == pytest.approx(max(known.repeats, 1.1))
+    assert known.interval(MANY, one) == known.interval(MANY)
+    assert known.interval(ONE, several) == known.interval(ONE)
+    # Of both kinds: each has its own. Two of a kind say nothing.
+    both = replace(
+        one, steps=(*one.steps, *(replace(each, configuration=99 + i) for i, each in enumerate(several.steps)))
+    )
+    assert known.interval(ONE, both) == known.interval(ONE, one)
+    assert known.interval(MANY, both) == known.interval(MANY, several)
+    assert known.interval(MANY, measured_steps(*[1] * 6, 2, 2)) == known.interval(MANY)
+    # Older files do not say; their rows count as before.
+    older = replace(one, steps=tuple(replace(each, worker_nodes=None, configuration=None) for each in one.steps))
+    assert known.interval(ONE, older) == known.interval(MANY, older) == known.interval(ONE, one)
+
+
+def test_rows_that_repeat_a_configuration_are_one_left_out_error() -> None:
+    rows = measured_steps(1, 1, 1, 1)
+    again = tuple(
+        replace(each, row=f"{each.row}-{n}", error_left_out=0.01 * n) for n in range(4) for each in rows.steps
+    )
+    assert left_out_spread(replace(rows, steps=(*rows.steps, *again))) == left_out_spread(rows)
+    assert left_out_spread(replace(rows, steps=tuple(replace(s, configuration=0) for s in rows.steps))) is None
 
 
 # ------------------------------------------------------------------------------------------------- plans and screens
@@ -395,6 +440,30 @@ def test_reasons_are_found(tmp_path: Path, changed: dict[str, Any], reason: Outs
     assert reason in reasons(tmp_path, **changed)
 
 
+@pytest.mark.parametrize(
+    ("own", "nodes", "expected"),
+    [
+        (measured_steps(1, 1, 1, 1), 2, {Outside.calibrated_on_one_node, Outside.estimated_framework}),
+        (measured_steps(1, 1, 1, 1), 1, {Outside.estimated_framework}),
+        (measured_steps(2, 2, 4, 4), 1, {Outside.calibrated_on_several_nodes, Outside.estimated_framework}),
+        (measured_steps(2, 2, 4, 4, fitted=True), 2, set()),
+        (measured_steps(1, 1, 2, 2, fitted=True), 2, set()),
+    ],
+)
+def test_where_a_calibration_ends_is_said(
+    own: Calibration, nodes: int, expected: set[Outside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.save(own, tmp_path / "hwprofiles" / "calibrations" / f"{own.name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    tree = {**SCENARIO, "framework": "megatron-core", "cluster": {"nodes": {"dgx-a100-80g": nodes}}, "what_if": []}
+    asked = question(tree, "own")
+    plan = make_plan(asked, workers=1)
+    about = {Outside.calibrated_on_one_node, Outside.calibrated_on_several_nodes, Outside.estimated_framework}
+    assert set(plan.prediction.outside) & about == expected
+    there = sum((each.worker_nodes or 0) > 1 if nodes > 1 else each.worker_nodes == 1 for each in own.steps)
+    assert plan.prediction.kind.startswith("calibrated") == (there >= 3)
+
+
 def test_collectives_of_a_node_that_nobody_measured_are_a_reason() -> None:
     from clustersim.program.lower import lower
 
@@ -414,10 +483,11 @@ def test_memory_near_the_edge_is_a_reason(plan: Plan) -> None:
 
     asked = question(SCENARIO, "small")
     program = lower(asked.workload, plan.layout, asked.framework, 8)
-    for used, said in ((0.94, False), (0.96, True)):
+    for used, said, over in ((0.94, False, False), (0.96, True, False), (1.0, True, False), (1.01, False, True)):
         capacity = asked.cluster.workers[0].device.memory_bytes  # type: ignore[union-attr]
         found = outside_of(asked, plan.layout, program, memory_bytes=used * capacity, coverage=0.5)
         assert (Outside.memory_nearly_full in found) == said
+        assert (Outside.memory_beyond in found) == over
         assert Outside.few_measured_kernels in found
     assert "tensor parallel" in schemes_of(replace(plan.layout, mesh=replace(plan.layout.mesh, tp=2)))
 

@@ -132,7 +132,7 @@ def test_a_large_vocabulary_makes_the_balanced_split_worth_considering() -> None
     assert simulated[1] < 0.95 * simulated[0]
     assert estimated[1] < 0.95 * estimated[0]
     found = survey(asked)
-    assert found.best_rows(1, every_family=False) == [1]
+    assert found.best_rows(1, of_every_family=0) == [1]
 
 
 @pytest.mark.parametrize(

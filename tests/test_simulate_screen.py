@@ -104,6 +104,11 @@ def test_the_screen_fits_and_its_critical_path_adds_up(case: tuple[str, Plan, Qu
     # Three digits a row.
     assert sum(seconds for seconds, _, _ in rows[:-1]) == pytest.approx(last, rel=0.01)
     assert sum(share for _, share, _ in rows[:-1]) == pytest.approx(100.0, abs=0.6 * len(rows))
+    # Moments count from the start of the step that is shown, whichever it is.
+    moments = re.findall(r"([\d.,]+) - ([\d.,]+) (us|ms|s)\b", text.partition("Critical path")[2])
+    ends = [float(end.replace(",", "")) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[unit] for _, end, unit in moments]
+    assert float(moments[0][0]) == 0.0
+    assert max(ends) <= last * 1.001
     words = " / ".join(what for _, _, what in rows)
     expected = {
         "pipeline": ("x forward", "collectives inside", "send activations, exposed", "stage 2, rank 16"),

@@ -11,7 +11,7 @@ import pytest
 from clustersim import files
 from clustersim.app.door import run
 from clustersim.calibrate.constants import STEP_PRIORS
-from clustersim.calibrate.steps import Step, calibrate_steps, fit_nested, fit_steps, simulated_s
+from clustersim.calibrate.steps import Step, calibrate_steps, configurations, fit_nested, fit_steps, simulated_s
 from clustersim.errors import InputError
 from clustersim.hardware.calibration import Calibration, ConstantName, constant_of, with_constant
 from clustersim.hardware.framework import Framework
@@ -279,6 +279,39 @@ def test_rows_of_two_clusters_are_refused(rows: list[tuple[Case, Step]]) -> None
         calibrate_steps([], "rows.csv")
 
 
+def test_copies_of_a_row_are_no_configurations(rows: list[tuple[Case, Step]]) -> None:
+    one = rows[0][1]
+    for steps, words in (
+        ([one], "1 row of 1 configuration; "),
+        ([replace(one, name=str(number)) for number in range(4)], "4 rows of 1 configuration; "),
+        (
+            [step for _, step in rows[:3]],
+            "3 rows of 3 configurations; calibrating needs at least 4 different ones: add 1 ",
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            calibrate_steps(steps, "rows.csv")
+    alone = fit_nested([one])
+    assert (alone.free, alone.left_out[0]) == ("none", pytest.approx(alone.before[0]))
+
+
+def test_rows_of_one_configuration_are_left_out_together(rows: list[tuple[Case, Step]]) -> None:
+    steps = [step for _, step in rows[:4]]
+    # The first is off in a way that no other row shows: only its copies could foretell it.
+    steps[0] = replace(steps[0], measured_s=1.5 * steps[0].measured_s)
+    copies = [replace(steps[0], name=f"copy{number}") for number in range(3)]
+    assert configurations([*steps, *copies]).tolist() == [0, 1, 2, 3, 0, 0, 0]
+    found = fit_nested([*steps, *copies])
+    assert found.left_out[[0, 4, 5, 6]] == pytest.approx([found.left_out[0]] * 4)
+    assert found.free == "none"
+    assert abs(fit_steps([*steps, *copies]).left_out[0]) > 0.2
+    assert found.inner["none"] == pytest.approx(fit_nested(steps).inner["none"])
+    kept = calibrate_steps([*steps, *copies], "rows.csv")
+    assert [step.configuration for step in kept.steps] == [0, 1, 2, 3, 0, 0, 0]
+    assert {step.worker_nodes for step in kept.steps} == {2}
+    assert kept.mean_error_before == pytest.approx(calibrate_steps(steps, "rows.csv").mean_error_before)
+
+
 def test_the_command_calibrates_on_a_file_of_rows(
     rows: list[tuple[Case, Step]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,8 +330,18 @@ def test_the_command_calibrates_on_a_file_of_rows(
     assert "6 measured steps" in told
     assert "not identified: kept" in told
     assert "own.csv: left out, line 8: " in told
+    assert "plans on one node keep the interval as shipped" in told
+    assert "plans on several nodes keep" not in told
     found: Calibration = files.load(Calibration, output)
     assert [step.row for step in found.steps] == [case.id for case, _ in rows[:6]]
+    # Of one row, and one that the model refuses, nothing is learned; both are said in one line.
+    Path("few.csv").write_text("\n".join([lines[0], lines[1], lines[-1]]) + "\n")
+    assert run(["calibrate", "--cases", "few.csv", "--defaults", "more.yaml", "-o", "few.yaml", "-q"]) == 3
+    told = capsys.readouterr().err
+    assert "1 row of 1 configuration" in told
+    assert "left out, line 3: " in told
+    assert len(told.strip().splitlines()) == 1
+    assert not Path("few.yaml").exists()
     # It is found again here, and the same rows are predicted better.
     errors = []
     for arguments in ([], ["--calibrated"]):

@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from clustersim.app import screen
 from clustersim.app.door import run
 from clustersim.validate.case import Case, Unmapped, line_words, reasons
+from clustersim.validate.family import Rows
 from clustersim.validate.formats import read_cases
 from clustersim.validate.point import Points, named_in
 from clustersim.validate.rows import Row
 from clustersim.validate.training_rows import training_case
+from clustersim.validate.words import DEVICES, FRAMEWORKS, PRECISIONS, RECOMPUTE, SHARDING, WRITTEN, known
 
 RUN = {
     "id": "one", "gpu": "A100-SXM4-80GB", "gpus": "8", "layers": "4", "hidden": "1024", "heads": "16",
     "vocab": "51200", "seq_len": "1024", "tp": "2", "sp": "0", "pp": "1", "mbs": "2", "gbs": "64", "shard": "none",
     "recompute": "full", "precision": "fp16", "framework": "Megatron-LM", "sec_per_iter": "0.5",
 }  # fmt: skip
+FSDP = RUN | {"framework": "FSDP", "precision": "bf16", "shard": "FSDP", "tp": "1", "mbs": "1"}
 COLLECTIVE = {
     "gpu": "H100-SXM5-80GB", "ranks": "8", "nodes": "1", "collective": "all_reduce", "size_bytes": "67108864",
     "time_us": "400",
@@ -77,10 +80,32 @@ HEAD, ROW = GOOD.splitlines()
         (text_of(RUN | {"gpus": "1e30"}), "line 2: gpus = 1e+30 is too large; write at most 10,000,000"),
         (text_of(RUN | {"layers": "1000000"}), "line 2: layers = 1000000: no model has so many"),
         (text_of(RUN | {"sp": "maybe"}), "line 2: sp = 'maybe': write 1 (yes) or 0 (no)"),
-        (text_of(RUN | {"gpu": "MI300X"}), "line 2: gpu = 'MI300X' has no profile; known are a100-sxm-40g"),
+        (text_of(RUN | {"gpu": "MI300X"}), "line 2: gpu = 'MI300X' has no profile; known are A100-SXM4-80GB, "),
         (text_of(RUN | {"gpu": "H100-PCIe-80GB"}), "line 2: gpu = 'H100-PCIe-80GB' has no profile"),
         (text_of(RUN | {"gpu": "", "node": "dgx-a1000"}), "'dgx-a1000' is not a known node; did you mean 'dgx-a100"),
-        (text_of(RUN | {"framework": "JAX"}), "line 2: framework = 'JAX' has no profile; known are clustersim"),
+        (text_of(RUN | {"framework": "JAX"}), "line 2: framework = 'JAX' has no profile; known are Megatron-LM, "),
+        (text_of(RUN | {"recompute": "sel"}), "recompute = 'sel' is not understood; write none, selective or full"),
+        (text_of(RUN | {"shard": "3"}), "shard = '3' is not understood; write none, ZeRO-1, ZeRO-2, ZeRO-3 or FSDP"),
+        (text_of(RUN | {"gpus": "16"}), "fill it with --defaults, e.g. inter_node: 8x200Gb/s InfiniBand"),
+        (text_of(RUN | {"dp": "2"}), "gpus = 8 is not tp 2 * pp 1 * cp 1 * dp 2 = 4; cp that is not stated is 1"),
+        (text_of(RUN | {"tp": "3"}), "gpus = 8 is no multiple of tp 3 * pp 1 * cp 1 = 3; cp that is not stated"),
+        (text_of(RUN | {"cp": "0"}), "line 2: cp = 0; it must be at least 1"),
+        (
+            text_of(FSDP | {"gbs": "7"}),
+            "not legal here: gbs = 7 has fewer samples than dp 8 * mbs 1; dp = gpus 8 / (tp 1 * pp 1 * cp 1)",
+        ),
+        (
+            text_of(RUN | {"shard": "ZeRO-3", "framework": "Megatron-DeepSpeed", "tp": "1", "pp": "4"}),
+            "line 2: the layout is not legal here: shard = ZeRO-3: only ZeRO-1 has a pipeline, and pp = 4",
+        ),
+        (text_of(RUN | {"heads": "8", "tp": "1", "pp": "8"}), "not legal here: pp = 8: 4x1024 has 4 layers, fewer"),
+        (text_of(without("sec_per_iter")), "line 2: no time: needs one of iteration_ms, sec_per_iter, tokens_per_s, "),
+        (
+            "gpus,tokens_per_s_per_gpu\n8,5000\n",
+            "for training steps it lacks gbs, hidden, layers (or preset in place of hidden and layers)",
+        ),
+        ("gpus,gbs,tflops_per_gpu\n8,8,400\n", "for training steps it lacks hidden, layers (or preset in place"),
+        ("gpus,nodes\n8,1\n", "samples_per_s, sec_per_iter, tflops_per_gpu, "),
         (text_of(RUN | {"id": "x" * 200_000}), ":2: field larger than field limit (131072); write short cells"),
         (f"{HEAD}\n\"{ROW}\n{ROW}\n", ":2: 1 cells under 18 columns; quote cells with commas, and close every quote"),
         (text_of(COLLECTIVE | {"time_us": "-1"}), "line 2: time_us = -1; it must be more than 0"),
@@ -216,6 +241,43 @@ def test_sequence_parallelism_is_what_the_column_says_or_said_to_be_assumed(fram
     assert alone.assumed == ()
 
 
+@given(tp=st.sampled_from([1, 2, 4, 8]), pp=st.sampled_from([1, 2, 4]), cp=st.sampled_from(["", "1", "2"]))
+def test_degrees_that_are_not_stated_are_1_and_what_the_gpus_leave(tp: int, pp: int, cp: str) -> None:
+    found = case_of(tp=str(tp), pp=str(pp), cp=cp)
+    rest, left = divmod(8, tp * pp * int(cp or 1))
+    if left:
+        assert isinstance(found, Unmapped)
+        assert f"gpus = 8 is no multiple of tp {tp} * pp {pp} * cp {cp or 1} = " in found.reason
+        assert ("cp that is not stated" in found.reason) == (not cp)
+        return
+    assert isinstance(found, Case), found
+    layout = found.scenario["layout"]
+    assert (layout["dp"], layout["cp"], layout["ep"]) == (rest, int(cp or 1), 1)
+    assert case_of(tp=str(tp), pp=str(pp), cp=cp, dp=str(rest)) == found
+
+
+def test_what_the_messages_say_may_be_written_is_understood() -> None:
+    tables = {
+        "gpu": DEVICES, "framework": FRAMEWORKS, "precision": PRECISIONS, "recompute": RECOMPUTE, "shard": SHARDING,
+    }  # fmt: skip
+    assert tables.keys() == WRITTEN.keys()
+    for column, words in WRITTEN.items():
+        read = {known(Row(line=2, cells={column: word}), column, tables[column]) for word in words}
+        # Further words of these frameworks say how they were run.
+        apart = {"torchtitan-compile", "megatron-deepspeed-blocking"}
+        assert read == set(tables[column].values()) - {""} - apart
+
+
+def test_a_preset_stands_for_the_dimensions(tmp_path: Path) -> None:
+    dimensions = ("layers", "hidden", "heads", "vocab")
+    row = {name: cell for name, cell in RUN.items() if name not in dimensions} | {"preset": "gpt2-xl"}
+    path = tmp_path / "runs.csv"
+    path.write_text(text_of(row))
+    found = read_cases(path, {})
+    assert isinstance(found, Rows)
+    assert [case.scenario["model"] for case in found.cases] == ["gpt2-xl"]
+
+
 def test_megatron_of_later_years_is_megatron_core() -> None:
     for changed in ({"gpu": "H100-SXM5-80GB"}, {"gpu": "H100-SXM5-80GB", "precision": "fp8"}):
         found = case_of(**changed)
@@ -285,6 +347,36 @@ def test_points_that_a_link_was_fitted_on_are_in_the_profile(tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------------------------------------ screens
+
+
+def test_rows_that_do_not_fit_by_prediction_are_told_with_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(screen, "WIDTH", 120)
+    large = RUN | {"gpu": "A100-SXM4-40GB", "layers": "40", "hidden": "8192", "heads": "64", "tp": "8"}
+    kept = large | {"kept_elsewhere": "optimizer states in host memory"}
+    Path("runs.csv").write_text(text_of(RUN | {"mem_gb": "10"}, large | {"mem_gb": "39"}, large, kept, RUN))
+    assert run(["validate", "--cases", "runs.csv", "-q"]) == 0
+    told = capsys.readouterr().out
+    assert "memory: 2 rows do not fit by prediction, though they ran (" in told
+    assert "of the device's memory): lines 3-4\n" in told
+    assert "2 memory beyond the device's, by prediction" in told
+    assert "within 5 %" not in told
+    # All but the one that kept states elsewhere are judged; two state memory.
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("runs ")] == ["5", "2"]
+    assert "2 of 4" in told
+    assert run(["validate", "--cases", "runs.csv", "--json", "-q"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["families"]
+    assert [row["fits"] for row in found["rows"]] == [True, False, False, False, True]
+    assert ["memory beyond the device's, by prediction" in row["outside"] for row in found["rows"]] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+    Path("runs.csv").write_text(text_of(RUN, large))
+    assert run(["validate", "--cases", "runs.csv", "-q"]) == 0
+    told = capsys.readouterr().out
+    assert "1 row does not fit by prediction, though it ran (" in told
+    assert "Memory of the fullest device" not in told
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -105,10 +105,13 @@ def _on_rows(cases: Path, defaults: Path | None, output: Path | None, as_json: b
     why = [f"{line_words(lines)}: {reason}" for reason, lines in left_out]
     if not steps:
         raise InputError(f"{cases}: no row could be predicted; {'; '.join(why) or 'it has no rows'}")
-    found = calibrate_steps(steps, cases.name)
+    try:
+        found = calibrate_steps(steps, cases.name)
+    except InputError as error:
+        raise InputError("; left out, ".join([str(error), *why])) from None
     notes = []
     if all(constant.status == "kept" for constant in found.constants):
-        notes.append("Each row left out in turn, no constant helps by more than chance: all are kept as shipped")
+        notes.append("Left out one at a time, no constant helps by more than chance: all are kept as shipped")
     notes += [f"{cases.name}: left out, {each}" for each in why]
     _keep(found, output, as_json, notes)
 

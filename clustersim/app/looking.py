@@ -31,6 +31,9 @@ def topo_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print every node and link of the graph as JSON.")] = False,
 ) -> None:
     """Show a cluster as a tree, and as a picture file."""
+    from clustersim import files
+
+    files.check_writable(image)
     cluster, name = _cluster(what)
     if image is not None:
         from clustersim.report import drawing, topo_picture
@@ -175,6 +178,7 @@ def init_command(
     if output.exists():
         raise UsageError(f"{output} exists already; name another file with -o, or remove it")
     schema = output.parent / "scenario.schema.json"
+    files.check_writable(output, schema)
     files.write_text(output, text)
     if not schema.exists():
         files.write_text(schema, json.dumps(json_schema(FileKind.scenario), indent=1) + "\n")

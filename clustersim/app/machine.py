@@ -82,7 +82,7 @@ def profile_command(
     if as_json:
         screen.show_json(files.plain(found))
         return
-    screen.show(probe_screen(found, written))
+    screen.show(probe_screen(found, written, budget_s))
     screen.show(f"\nNext: clustersim init, or nodes: {{{written.node}: 1}} and framework: {written.framework}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,12 +74,17 @@ def _planned(question: Question, scenario: str, workers: int | None = None) -> P
     """The plan of a scenario; where no layout is legal, the error names the line of the key to blame."""
     from clustersim import files
     from clustersim.search.search import make_plan
+    from clustersim.search.whole_run import beyond_deadline, whole_run
 
     try:
-        return make_plan(question, progress=screen.progress(), workers=workers)
+        found = make_plan(question, progress=screen.progress(), workers=workers)
+        return replace(found, whole_run=whole_run(question, found.layout, found.prediction))
     except NoFeasibleLayout as error:
         if not error.path:
-            raise
+            fastest = beyond_deadline(question)
+            if fastest is None:
+                raise
+            raise NoFeasibleLayout(f"{error}; {fastest}") from None
         where = files.scenario_path(scenario)
         _, places = files.read_tree(where)
         about = str(error).removeprefix(f"{'.'.join(error.path)}: ")
@@ -86,19 +92,22 @@ def _planned(question: Question, scenario: str, workers: int | None = None) -> P
 
 
 def _plan_file(output: Path) -> Path:
-    """Where -o puts a plan: a .json file, by which every command knows a plan."""
+    """Where -o puts a plan: a .json file, by which every command knows a plan; or a device or a pipe as given."""
+    if output.exists() and not output.is_file() and not output.is_dir():
+        return output
     if output.suffix in ("", ".json") and output.name not in ("", "-"):
         return output.with_suffix(".json")
     raise UsageError(f"-o {output}: a plan is a .json file; write e.g. -o plan.json, or --json to print it")
 
 
 def _save_plan(found: Plan, scenario: str, output: Path | None, *, unasked: bool) -> Path | None:
-    """Where the plan was written. Nobody asked for the default file: a folder without write access is no error."""
+    """Where the plan was written, if it can be read there. Nobody asked for the default file: a folder without write
+    access is no error."""
     from clustersim import files
 
     if output is not None:
-        files.save(found, output)
-        return output
+        files.write_text(output, files.json_text(found))
+        return output if output.is_file() else None
     if not unasked:
         return None
     default = Path(f"{Path(scenario).stem}.plan.json")
@@ -272,7 +281,26 @@ def load_plan(path: Path | str) -> Plan:
     if isinstance(tree, dict) and "program_digest" not in tree:
         raise InputError(f"{path}: is no plan; clustersim plan writes one")
     plan: Plan = files.validated(Plan, tree, str(path), places)
+    _check_unchanged(plan, str(path))
     return plan
+
+
+def _check_unchanged(plan: Plan, name: str) -> None:
+    """InputError where the layout of a plan from a file is not the one that was planned: its figures are of another."""
+    from clustersim import __version__, files
+    from clustersim.program.lower import lower
+
+    mend = "plan again, or set layout: in the scenario"
+
+    if plan.ranking and plan.layout != plan.ranking[0].layout:
+        raise InputError(f"{name}: layout was changed by hand; {mend}")
+    program = lower(plan.workload, plan.layout, plan.framework, plan.machines.devices_per_node)
+    if files.digest(program) != plan.program_digest:
+        if plan.clustersim != __version__:
+            raise InputError(
+                f"{name}: was made by clustersim {plan.clustersim}, and its layout is another program here; plan again"
+            )
+        raise InputError(f"{name}: its layout, workload or framework was changed by hand; {mend}")
 
 
 def plan_or_question(what: str) -> tuple[Plan | None, Question]:
@@ -285,6 +313,7 @@ def plan_or_question(what: str) -> tuple[Plan | None, Question]:
         tree, places = files.read_tree(Path(what))
         if isinstance(tree, dict) and "program_digest" in tree:
             found: Plan = files.validated(Plan, tree, what, places)
+            _check_unchanged(found, what)
             return found, question_of(found)
         return None, question(tree, what, places)
     return None, load_scenario(what)

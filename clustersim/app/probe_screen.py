@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from clustersim.execute.profile_files import Written
 
 
-def probe_screen(found: Probe, written: Written) -> Group:
-    """The best figure of each kind, how ranks slow each other, and the files."""
+# Below this part of one rank's time, several at once are faster than repeats of one differ by.
+_FASTER = 0.95
+
+
+def probe_screen(found: Probe, written: Written, budget_s: float) -> Group:
+    """The best figure of each kind, how ranks slow each other, and the files; `budget_s`: the seconds it was given."""
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("what")
     table.add_column("figure", overflow="fold", ratio=1)
@@ -46,14 +50,31 @@ def probe_screen(found: Probe, written: Written) -> Group:
         )
         table.add_row(f"all-reduce of {most} ranks (gloo)", f"busbw {human_bytes(bus)}/s at best")
     table.add_row("adding gradients, all cores", f"{human_bytes(found.reduce_bytes_per_s)}/s of input")
-    how = "quick, " if found.quick else ""
     parts: list[RenderableType] = [
-        Text.assemble((found.cpu, "bold"), f", {found.cores} cores, {human_bytes(found.memory_bytes)} ({how}"
-                      f"{human_seconds(found.took_s)})"),
+        Text.assemble((found.cpu, "bold"), f", {found.cores} cores, {human_bytes(found.memory_bytes)} (at most "
+                      f"{human_seconds(budget_s)} of measuring, {human_seconds(found.took_s)} in all)"),
         table,
+        *(Text(line, style="yellow") for line in faster_together(found)),
         Text(f"Profiles: {', '.join(str(path) for path in written.files if path.suffix == '.yaml')}"),
     ]  # fmt: skip
     return Group(*parts)
+
+
+def faster_together(found: Probe) -> list[str]:
+    """A warning where a layer took less time on several ranks at once than on one: sharing cores slows, so that the
+    measurement of one was disturbed."""
+    alone = min(found.shared, key=lambda sample: sample.ranks, default=None)
+    if alone is None:
+        return []
+    faster = [sample for sample in found.shared if sample.layer.seconds < _FASTER * alone.layer.seconds]
+    if not faster:
+        return []
+    counts = " and ".join(str(sample.ranks) for sample in faster)
+    return [
+        f"warning: a layer took less time on {counts} ranks at once than on {alone.ranks}, which sharing cores cannot "
+        "do: something else slowed that one, and predictions of what ranks that share do will be off; run "
+        "`clustersim profile --fresh` when this machine is quiet"
+    ]
 
 
 def _of_device(device: DeviceProbe) -> list[tuple[str, str]]:

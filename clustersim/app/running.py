@@ -10,7 +10,7 @@ import typer
 
 from clustersim.app import planning, screen
 from clustersim.app.quantities import quantity
-from clustersim.errors import InputError, ToleranceExceeded
+from clustersim.errors import InputError, ToleranceExceeded, UsageError
 
 if TYPE_CHECKING:
     from clustersim.compare import Comparison, Run
@@ -39,12 +39,15 @@ def run_command(
 ) -> None:
     """Train a small model for real, as a plan says, on ranks of this machine; and measure every op. Needs torch."""
     from clustersim import files
+
+    saved = output if output is not None else Path(f"{plan.stem.removesuffix('.plan')}.run.json")
+    files.check_writable(saved, trace)
+
     from clustersim.execute.execute import execute
     from clustersim.report.run_screen import run_screen
 
     found = planning.load_plan(plan)
     measured = execute(found, steps=steps, warmup=warmup, seed=seed, progress=screen.progress())
-    saved = output if output is not None else Path(f"{plan.stem.removesuffix('.plan')}.run.json")
     files.save(measured, saved)
     if trace is not None:
         planning.write_trace(trace, measured.timeline)
@@ -72,6 +75,9 @@ def compare_command(
     from clustersim.report.figures import signed_percent
 
     allowed = None if tolerance is None else quantity("--tolerance", tolerance, "Fraction")
+    if allowed is not None and allowed > 1.0 and "%" not in str(tolerance):
+        raise UsageError(f"--tolerance {tolerance}: is {allowed:.0%}; write {allowed:g}% or {allowed / 100.0:g}")
+    files.check_writable(trace)
     found, measured = planning.load_plan(plan), load_run(run)
     comparison, predicted = compared(found, measured)
     if trace is not None:

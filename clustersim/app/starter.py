@@ -54,7 +54,7 @@ def starter_scenario() -> str:
     profile = (
         f"It is profiled already, as {LOCAL!r}; `clustersim profile` measures it anew."
         if known
-        else "First let clustersim measure it, once: clustersim profile (add --quick for half a minute)."
+        else "First let clustersim measure it, once: clustersim profile (--quick: two minutes at most)."
     )
     return _TEXT.format(
         ranks=ranks, cores=f"{cores} {'core' if cores == 1 else 'cores'}", profile=profile, name=LOCAL,

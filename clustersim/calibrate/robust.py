@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clustersim.calibrate.fit import Fit, Floats, Solution
+from clustersim.calibrate.fit import Fit, Floats, Ints, Solution
 from clustersim.hardware.calibration import ConstantName, Trade
 
 # A step of a model with the right constants is off by at least so much: other jobs, jitter, rounding in print.
@@ -52,22 +52,21 @@ class Robust(Fit):
 class Linear(Robust):
     """Another fit's errors as straight lines about one point."""
 
-    def __init__(self, fit: Robust, at: Floats, here: Floats, lines: Floats) -> None:
+    def __init__(self, fit: Robust, at: Floats, here: Floats, lines: Floats, case_of: Ints) -> None:
         super().__init__(
-            fit.base, fit.widths_by_name(), fit.observe, np.arange(len(here)), weight=fit.weight,
-            precision=fit.precision,
-        )  # fmt: skip
+            fit.base, fit.widths_by_name(), fit.observe, case_of, weight=fit.weight, precision=fit.precision
+        )
         self.at, self.here, self.lines = at, here, lines
 
     @classmethod
     def of(cls, fit: Robust, at: Floats) -> Linear:
         """All rows of `fit`."""
-        return cls(fit, at, fit.errors(at), error_slopes(fit, at))
+        return cls(fit, at, fit.errors(at), error_slopes(fit, at), fit.case_of)
 
-    def without_row(self, row: int) -> Linear:
-        """All rows but one."""
-        keep = np.arange(len(self.here)) != row
-        return Linear(self, self.at, self.here[keep], self.lines[keep])
+    def without_case(self, case: int) -> Linear:
+        """All rows but those of one configuration."""
+        keep = self.case_of != case
+        return Linear(self, self.at, self.here[keep], self.lines[keep], self.case_of[keep])
 
     def errors(self, values: Floats) -> Floats:
         """On the lines."""

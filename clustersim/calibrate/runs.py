@@ -95,6 +95,7 @@ def calibrate(pairs: Sequence[tuple[Question, Layout, Run]]) -> Calibrated:
             layout=describe(case.layout),
             program_digest=case.runs[0].program_digest,
             run_digests=tuple(files.digest(run) for run in case.runs),
+            worker_nodes=case.question.cluster.worker_nodes,
             step_s=case.step_s,
             error_before=first / case.step_s - 1.0,
             error_after=second / case.step_s - 1.0,

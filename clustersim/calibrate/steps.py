@@ -12,8 +12,9 @@ much information as the prior), and it does not end at the edge of what is possi
 before, the least determined one first, and the rest is fitted again.
 
 How many constants are free is chosen too, from the rows alone (`fit_nested`): none, one factor, those of kernels, those
-of messages besides, or all; the smallest set whose error, each row left out in turn, is within one standard error of
-the least (Breiman et al. 1984, section 3.4.3; Hastie, Tibshirani & Friedman 2009, section 7.10). None is an answer.
+of messages besides, or all; the smallest set whose error, each configuration left out in turn, is within one standard
+error of the least (Breiman et al. 1984, section 3.4.3; Hastie, Tibshirani & Friedman 2009, section 7.10). None is an
+answer. Rows that repeat a configuration are left out together: one of them would foretell the others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from clustersim.calibrate.constants import NESTED, STEP_PRIORS, Free, coordinate
-from clustersim.calibrate.fit import Change, Floats, Solution
+from clustersim.calibrate.fit import Change, Floats, Ints, Solution
 from clustersim.calibrate.report import constant_at
 from clustersim.calibrate.robust import Linear, Robust, settle, spreads, trades
 from clustersim.errors import InputError
@@ -40,6 +41,8 @@ from clustersim.scenario.question import Question
 from clustersim.simulate.simulate import simulate
 
 _ROUNDS = 2
+# Each left out in turn, three are left: of fewer configurations hardly anything is learned, nor what that is worth.
+FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +60,9 @@ class Step:
 class StepFit:
     """What a fit to steps found. `change` applies it to a framework; `errors` are standard errors by coordinate;
     `tolerance` is what a step is off by after the fit; the errors of the steps (predicted / measured - 1) are simulated
-    before, and of the closed forms after. `left_out`: with the row left out and everything found anew, the closed forms
-    taken as straight lines. `free`: the set of constants chosen, and `inner` the mean error of every set, each row left
-    out in turn; empty where there was no choice."""
+    before, and of the closed forms after. `left_out`: with all rows of the configuration left out and everything found
+    anew, the closed forms taken as straight lines. `free`: the set of constants chosen, and `inner` the mean error of
+    every set, each configuration left out in turn; empty where there was no choice."""
 
     change: Change
     solution: Solution
@@ -110,6 +113,23 @@ def simulated_s(step: Step, framework: Framework) -> float:
     return simulate(program, question.cluster, framework).step_s
 
 
+def configurations(steps: Sequence[Step]) -> Ints:
+    """The number of every step's configuration, from 0 in the order of the steps: steps of one model, workload, cluster
+    and layout have one, whatever they are called."""
+    seen: dict[str, int] = {}
+    numbers = []
+    for step in steps:
+        workload = step.question.workload
+        workload = replace(workload, model=replace(workload.model, name=""))
+        numbers.append(seen.setdefault(repr((workload, step.question.cluster, step.space.layout(0))), len(seen)))
+    return np.array(numbers)
+
+
+def _by_configuration(off: Floats, case_of: Ints) -> Floats:
+    """The mean of every configuration."""
+    return np.bincount(case_of, weights=off) / np.bincount(case_of)
+
+
 def fit_steps(
     steps: Sequence[Step],
     priors: Mapping[ConstantName, float] = STEP_PRIORS,
@@ -123,7 +143,7 @@ def fit_steps(
     descent, each but the last followed by a simulation of every step. O(constants^2) estimates of each step.
     """
     model = _Model(steps)
-    fit = Robust(steps[0].framework, priors, model.errors, np.arange(len(steps)), weight=1.0, precision=1e-3)
+    fit = Robust(steps[0].framework, priors, model.errors, configurations(steps), weight=1.0, precision=1e-3)
     start = fit.change_to(fit.start)
     before = model.anchor(start) if shipped_s is None else model.tie(start, shipped_s)
     solution, fixed = settle(fit)
@@ -146,26 +166,30 @@ def fit_steps(
 
 
 def _left_out(fit: Robust, solution: Solution) -> Floats:
-    """The error of every row under constants found without it. O(rows * constants^3) beside one slope of each."""
+    """The error of every row under constants found without its configuration; those from before, where there is no
+    other. O(rows * constants^3) beside one slope of each."""
     lines = Linear.of(fit, solution.values)
-    found = []
-    for row in range(len(lines.here)):
-        values = settle(lines.without_row(row))[0].values
-        found.append(float(lines.errors(values)[row]))
+    found = np.empty(len(lines.here))
+    for case in range(int(fit.case_of.max()) + 1):
+        rows = fit.case_of == case
+        values = fit.start if rows.all() else settle(lines.without_case(case))[0].values
+        found[rows] = lines.errors(values)[rows]
     return np.expm1(found)
 
 
 def fit_nested(steps: Sequence[Step], *, shipped_s: Sequence[float] | None = None, rounds: int = _ROUNDS) -> StepFit:
     """`fit_steps` of the smallest set of constants (`NESTED`) that errs no more than the best of them, but for one
-    standard error, on rows left out one at a time."""
+    standard error, on configurations left out one at a time; none where there is one configuration only."""
     seconds = [simulated_s(step, step.framework) for step in steps] if shipped_s is None else shipped_s
+    case_of = configurations(steps)
     off: dict[Free, Floats] = {}
     for free, names in NESTED.items():
         found = fit_steps(steps, {name: STEP_PRIORS[name] for name in names}, shipped_s=seconds, rounds=1)
-        off[free] = np.abs(np.log1p(found.left_out))
+        off[free] = _by_configuration(np.abs(np.log1p(found.left_out)), case_of)
     inner = {free: float(each.mean()) for free, each in off.items()}
     best = min(inner, key=lambda free: inner[free])
-    allowed = inner[best] + float(off[best].std(ddof=1)) / math.sqrt(len(steps))
+    count = len(off[best])
+    allowed = inner[best] + float(off[best].std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
     chosen = next(free for free in NESTED if inner[free] <= allowed)
     few = {name: STEP_PRIORS[name] for name in NESTED[chosen]}
     return replace(fit_steps(steps, few, shipped_s=seconds, rounds=rounds), free=chosen, inner=inner)
@@ -174,7 +198,7 @@ def fit_nested(steps: Sequence[Step], *, shipped_s: Sequence[float] | None = Non
 def calibrate_steps(steps: Sequence[Step], source: str) -> Calibration:
     """The calibration of the one framework, on the one kind of cluster, that all `steps` are of.
 
-    InputError where there is none, or where they are of several.
+    InputError where they are of several, or of fewer than `FEWEST` configurations.
     """
     if not steps:
         raise InputError(f"{source}: no row could be predicted")
@@ -185,8 +209,16 @@ def calibrate_steps(steps: Sequence[Step], source: str) -> Calibration:
                 f"{source}: rows of {framework.name} on {' + '.join(nodes)} and of {step.framework.name} on "
                 f"{' + '.join(_nodes(step))}: calibrate each framework and kind of cluster on its own"
             )
+    case_of = configurations(steps)
+    count = int(case_of.max()) + 1
+    if count < FEWEST:
+        rows = "1 row" if len(steps) == 1 else f"{len(steps)} rows"
+        raise InputError(
+            f"{source}: {rows} of {count} configuration{'s' if count > 1 else ''}; calibrating needs at least {FEWEST} "
+            f"different ones: add {FEWEST - count} or more with another model, batch, number of GPUs or layout"
+        )
     found = fit_nested(steps)
-    rows = zip(steps, found.before, found.after, found.left_out, strict=True)
+    each = zip(steps, case_of.tolist(), found.before, found.after, found.left_out, strict=True)
     at = dict(zip(found.names, found.solution.values.tolist(), strict=True))
     return Calibration(
         nodes=nodes,
@@ -205,17 +237,19 @@ def calibrate_steps(steps: Sequence[Step], source: str) -> Calibration:
             CalibratedStep(
                 row=step.name,
                 layout=describe(step.space.layout(0)),
+                configuration=number,
+                worker_nodes=step.question.cluster.worker_nodes,
                 step_s=step.measured_s,
                 error_before=float(one),
                 error_after=float(two),
                 error_left_out=float(three),
             )
-            for step, one, two, three in rows
+            for step, number, one, two, three in each
         ),
         trades=found.trades,
-        mean_error_before=float(np.abs(found.before).mean()),
-        mean_error_after=float(np.abs(found.after).mean()),
-        mean_error_left_out=float(np.abs(found.left_out).mean()),
+        mean_error_before=float(_by_configuration(np.abs(found.before), case_of).mean()),
+        mean_error_after=float(_by_configuration(np.abs(found.after), case_of).mean()),
+        mean_error_left_out=float(_by_configuration(np.abs(found.left_out), case_of).mean()),
         provenance=Provenance(method="fitted", source=f"{len(steps)} measured steps of {source}", rows=len(steps)),
     )
 

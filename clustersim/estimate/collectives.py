@@ -187,8 +187,10 @@ def closed_form_s(kind: CollectiveKind, algorithm: CollectiveAlgorithm, on: TwoL
         case "broadcast" | "reduce":
             seconds = _broadcast_s(algorithm, on, size)
         case "send_recv":
-            hop = (1, 1.0)
-            seconds = on.phase(size, 1.0, far=hop, block=0) if on.nodes > 1 else on.phase(size, 1.0, near=hop)
+            # Each rank sends to the next: the last of a node to another node, the others meanwhile inside.
+            far = (1, 1.0) if on.nodes > 1 else (0, 0.0)
+            near = (1 - far[0], 1.0 if on.local > 1 else 0.0)
+            seconds = on.phase(size, 1.0, near=near, far=far, block=0)
     if seconds is None:
         return None
     link = on.machine.nic if on.nodes > 1 else on.machine.interconnect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,13 +58,15 @@ class TimeConstant:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedRun:
     """A program that was run (once or several times), and the errors of its step time: predicted / measured - 1 with
-    the constants from before, with the fitted ones, and with ones fitted to all other programs."""
+    the constants from before, with the fitted ones, and with ones fitted to all other programs. `worker_nodes`: on how
+    many; older files do not say."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     model: str
     layout: str
     program_digest: str
     run_digests: tuple[str, ...]
+    worker_nodes: int | None = None
     step_s: Seconds
     error_before: float
     error_after: float
@@ -72,11 +75,14 @@ class CalibratedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedStep:
-    """A row of measured steps, and the errors of its step time, as of a `CalibratedRun`."""
+    """A row of measured steps, and the errors of its step time, as of a `CalibratedRun`. Rows of one number of
+    `configuration` repeat each other, and are left out together; older files do not say."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     row: str
     layout: str
+    configuration: int | None = None
+    worker_nodes: int | None = None
     step_s: Seconds
     error_before: float
     error_after: float
@@ -98,8 +104,8 @@ class Trade:
 class Calibration:
     """`calibrations/<nodes>--<framework>.yaml`: constants of `framework` on clusters of `nodes` (kinds of worker nodes,
     sorted), from `runs` of clustersim's own or from rows of measured `steps`. The mean errors are of
-    |predicted / measured - 1| over them; the left-out one is what to expect of a program that was not run. `trades`:
-    constants that these rows do not tell apart."""
+    |predicted / measured - 1| over them, every configuration counted once; the left-out one is what to expect of a
+    program that was not run. `trades`: constants that these rows do not tell apart."""
 
     __pydantic_config__: ClassVar[Any] = FILE
     schema_version: Literal[1] = 1
@@ -118,6 +124,18 @@ class Calibration:
     def name(self) -> str:
         """The name of its file."""
         return calibration_name(self.nodes, self.framework)
+
+    def left_out(self, *, several_nodes: bool | None = None) -> tuple[float, ...]:
+        """The left-out errors, in logarithms and without sign: the largest of every configuration. `several_nodes`:
+        only of those on several nodes, or on one; None: of all. Rows of which the file does not say it count always."""
+        found: dict[tuple[str, int], float] = {}
+        measured: tuple[CalibratedRun | CalibratedStep, ...] = (*self.runs, *self.steps)
+        for index, each in enumerate(measured):
+            repeated = each.configuration if isinstance(each, CalibratedStep) else None
+            key = ("alone", index) if repeated is None else ("repeated", repeated)
+            if several_nodes is None or each.worker_nodes is None or (each.worker_nodes > 1) == several_nodes:
+                found[key] = max(found.get(key, 0.0), abs(math.log1p(each.error_left_out)))
+        return tuple(found.values())
 
     def applied(self, framework: Framework) -> Framework:
         """`framework` with the constants found here, each with its provenance."""

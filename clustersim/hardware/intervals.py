@@ -25,7 +25,7 @@ Kind = tuple[Feature, ...]
 # Student's t at 95 %, by degrees of freedom from 1.
 _T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860)
 # Fewer left-out errors than these say nothing about their spread.
-_FEWEST_LEFT_OUT = 3
+FEWEST_LEFT_OUT = 3
 
 
 class Outside(StrEnum):
@@ -36,10 +36,13 @@ class Outside(StrEnum):
     extrapolated_kernels = "kernels beyond twice the measured sizes"
     unmeasured_collectives = "collectives in a node that nobody measured"
     estimated_framework = "framework constants are estimates"
+    calibrated_on_one_node = "calibrated on one node only"
+    calibrated_on_several_nodes = "calibrated on several nodes only"
     unvalidated_kind = "no validated run of this kind"
     unvalidated_scheme = "no validated run divides the work like this"
     more_ranks = "more ranks than in any validated run"
     memory_nearly_full = "memory within 5 % of the device's"
+    memory_beyond = "memory beyond the device's, by prediction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +119,8 @@ class Intervals:
         return next(known[kind[:size]] for size in range(len(kind), 0, -1) if kind[:size] in known)
 
     def interval(self, kind: Kind, calibration: Calibration | None = None) -> Interval:
-        """The 90 % interval of a kind of case; of a calibrated cluster, from its own left-out errors.
+        """The 90 % interval of a kind of case; of a calibrated cluster, from its own left-out errors, where enough of
+        these are of this kind.
 
         Fewer runs were predicted without tables than with them, and who knows less must not be surer: the interval of
         a kind with roofline kernels holds that of the same kind with measured ones.
@@ -124,28 +128,33 @@ class Intervals:
         kinds: set[Kind] = {kind, ("measured kernels", *kind[1:])}
         band, repeats = self.band(kind), math.log(self.repeats)
         ratio = max(repeats, *(math.log(self.residuals(each).ratio) for each in kinds))
-        own = None if calibration is None else left_out_spread(calibration)
+        own = None if calibration is None else left_out_spread(calibration, kind)
         if own is not None:
             half = max(repeats, own)
             # Two errors that have nothing in common.
             ratio = max(repeats, min(ratio, math.sqrt(2.0) * half))
-            rows = len(calibration.runs) + len(calibration.steps) if calibration is not None else 0
+            count = len(_left_out(calibration, kind)) if calibration is not None else 0
             return Interval(low=math.exp(-half), high=math.exp(half), ratio=ratio, repeats=repeats,
-                            kind=f"calibrated: {rows} left-out rows")  # fmt: skip
+                            kind=f"calibrated: {count} left-out configurations")  # fmt: skip
         low = min(-repeats, *(math.log(self.band(each).low / self.residuals(each).margin) for each in kinds))
         high = max(repeats, *(math.log(self.band(each).high * self.residuals(each).margin) for each in kinds))
         return Interval(low=math.exp(low), high=math.exp(high), ratio=ratio, repeats=repeats,
                         kind=f"{', '.join(band.kind)}: {band.rows} rows")  # fmt: skip
 
 
-def left_out_spread(calibration: Calibration) -> float | None:
-    """Half the 90 % interval of ln(measured / predicted) on a calibrated cluster, from the errors of the runs that each
-    fit left out: from nine of them on the split-conformal quantile (Lei et al. 2018), of fewer Student's prediction
-    interval about 0; None of fewer than three."""
-    left_out = [run.error_left_out for run in calibration.runs] + [step.error_left_out for step in calibration.steps]
-    errors = sorted(abs(math.log1p(error)) for error in left_out)
+def _left_out(calibration: Calibration, kind: Kind | None) -> tuple[float, ...]:
+    """The left-out errors of its rows of this kind: on one node or on several, where the kind tells these apart."""
+    several = None if kind is None or not {"one node", "several nodes"} & set(kind) else "several nodes" in kind
+    return calibration.left_out(several_nodes=several)
+
+
+def left_out_spread(calibration: Calibration, kind: Kind | None = None) -> float | None:
+    """Half the 90 % interval of ln(measured / predicted) on a calibrated cluster, from the errors of the configurations
+    of this kind that each fit left out: from nine of them on the split-conformal quantile (Lei et al. 2018), of fewer
+    Student's prediction interval about 0; None of fewer than three, which a calibration of another kind has."""
+    errors = sorted(_left_out(calibration, kind))
     count = len(errors)
-    if count < _FEWEST_LEFT_OUT:
+    if count < FEWEST_LEFT_OUT:
         return None
     if count > len(_T95):
         return errors[math.ceil((count + 1) * LEVEL - 1e-9) - 1]

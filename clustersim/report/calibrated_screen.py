@@ -33,7 +33,7 @@ def calibrated_screen(scores: Sequence[CalibratedScore]) -> Group:
         for pair in one.trades:
             found.append(Text(f"  {pair.one} and {pair.other} trade (correlation {pair.correlation:+.2f})"))
         errors = ", ".join(f"{free} {percent(error)}" for free, error in one.inner.items())
-        found.append(Text(f"  free: {one.free}; each calibrated row left out in turn: {errors}"))
+        found.append(Text(f"  free: {one.free}; each configuration left out in turn: {errors}"))
     few = [f"{one.family} ({one.cluster})" for one in scores if one.method == "too few"]
     parts: list[RenderableType] = [
         table, Text(), Text("Constants over those shipped (the others keep theirs: not identified)", style="bold"),

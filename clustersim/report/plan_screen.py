@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clustersim.layout.layout import Family, describe
-from clustersim.plan import Candidate, Counts, Plan, Prediction
-from clustersim.report.figures import counted, percent, signed_percent, supported, with_interval
-from clustersim.units import human_bytes, human_seconds
+from clustersim.plan import Candidate, Counts, Plan, Prediction, WholeRun
+from clustersim.report.figures import counted, decimals, fixed, percent, signed_percent, supported, with_interval
+from clustersim.units import human_bytes, human_days, human_seconds
 
 _FAMILY: dict[Family, str] = {
     "allreduce": "allreduce", "sharded": "sharded", "parameter-server": "parameter server",
@@ -24,6 +24,7 @@ _FAMILY: dict[Family, str] = {
 def plan_screen(plan: Plan, *, top: int = 3, saved: Path | None = None) -> Group:
     """What was asked, what was looked at, the best few and the best of each family, why, and what to do next."""
     parts: list[RenderableType] = [asked(plan), Text(looked_at(plan.counts)), Text(), ranking(plan, top), Text()]
+    parts += [_paragraph(line) for line in whole_run(plan)]
     parts += [_paragraph(line) for line in why(plan)]
     if plan.levers:
         parts.append(_paragraph(levers(plan)))
@@ -55,7 +56,7 @@ def asked(plan: Plan) -> Text:
     if plan.scenario.constraints.memory_headroom:
         limits.append(f"{plan.scenario.constraints.memory_headroom:.0%} of memory free")
     if plan.scenario.constraints.deadline_s is not None:
-        limits.append(f"within {human_seconds(plan.scenario.constraints.deadline_s)}")
+        limits.append(f"within {human_days(plan.scenario.constraints.deadline_s)}")
     return Text.assemble(
         (plan.scenario.name, "bold"), f": {first}\n{second}; wanted: {goal}", "; " if limits else "", ", ".join(limits)
     )
@@ -123,6 +124,43 @@ def _row(plan: Plan, candidate: Candidate, ratio: float, *, tie: bool) -> tuple[
 def relative_uncertainty(found: Prediction) -> float:
     """Half the interval of a prediction, over it."""
     return (found.high_s - found.low_s) / 2.0 / found.step_s if found.step_s > 0.0 else 0.0
+
+
+def whole_run(plan: Plan) -> list[str]:
+    """What all steps of the training take and cost by the first layout, against the deadline, and at which prices."""
+    found = plan.whole_run
+    if found is None:
+        return []
+    line = (
+        f"Whole run of the first: {counted(found.tokens)} tokens in {found.steps:,} steps, {_long(found)} without "
+        "failures, checkpoints and evaluation"
+    )
+    if found.deadline_days is not None:
+        deadline = human_days(found.deadline_days * 86400.0)
+        if found.days > found.deadline_days:
+            line += f": more than the {deadline} of the deadline, which its estimate kept"
+        elif found.high_days > found.deadline_days:
+            line += f", within the deadline of {deadline}, beyond which the interval reaches"
+        else:
+            line += f", within the deadline of {deadline}"
+    if found.usd is None:
+        return [f"{line}; dollars: not known, for a profile has no price."]
+    noun = {"gpu": "GPU", "cpu": "CPU rank"}[plan.machines.device_kind]
+    prices = " and ".join(
+        f"${price.hourly_usd_per_hour:.4g} an hour for each {noun if name == plan.machines.device else name} "
+        f"(profile {name}: {price.source}, {price.date})"
+        for name, price in sorted(found.prices.items(), key=lambda item: item[0] != plan.machines.device)
+    )
+    return [f"{line}; ${supported(found.usd, relative_uncertainty(plan.prediction))} at {prices}."]
+
+
+def _long(found: WholeRun) -> str:
+    """The days of a whole run with their interval, in the largest unit of which it takes two."""
+    units = (("days", 1.0), ("h", 24.0), ("min", 1440.0), ("s", 86400.0))
+    unit, scale = next((unit for unit in units if found.days * unit[1] >= 2.0), units[-1])
+    places = decimals((found.high_days - found.low_days) / 2.0 * scale)
+    middle, least, most = (fixed(days * scale, places) for days in (found.days, found.low_days, found.high_days))
+    return f"{middle} ({least}-{most}) {unit}"
 
 
 def why(plan: Plan) -> list[str]:

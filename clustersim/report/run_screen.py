@@ -10,6 +10,7 @@ from rich.text import Text
 
 from clustersim.compare import Run, quantile
 from clustersim.hardware.calibration import Calibration, ScaleConstant, Status
+from clustersim.hardware.intervals import FEWEST_LEFT_OUT
 from clustersim.layout.layout import describe
 from clustersim.plan import Plan
 from clustersim.report.figures import counted, percent, signed_percent, significant
@@ -74,6 +75,11 @@ def calibration_screen(found: Calibration) -> Group:
         Text(f"{pair.one} and {pair.other} trade against each other (correlation {pair.correlation:+.2f})")
         for pair in found.trades
     ]
+    reach = [
+        Text(f"Fewer than {FEWEST_LEFT_OUT} configurations on {kind}: plans on {kind} keep the interval as shipped")
+        for kind in ("one node", "several nodes")
+        if found.steps and len(found.left_out(several_nodes=kind == "several nodes")) < FEWEST_LEFT_OUT
+    ]
     return Group(
         Text.assemble((found.name, "bold"), f": {of}"),
         table,
@@ -84,4 +90,5 @@ def calibration_screen(found: Calibration) -> Group:
             f"mean error {percent(found.mean_error_before)} before, {percent(found.mean_error_after)} now; expect "
             f"{percent(found.mean_error_left_out)} of a program that was left out"
         ),
+        *reach,
     )

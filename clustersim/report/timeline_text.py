@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -73,13 +74,24 @@ def stretches(timeline: Timeline, most: int = 14, *, last_step: bool = False) ->
     Rows tell classes of ranks apart where that takes at most `most` rows. `last_step`: only what happened once the step
     before the last had ended.
     """
-    ends = step_ends(timeline)
-    since = ends[-2] if last_step and len(ends) > 1 else None
-    legs = critical_legs(timeline, since)
+    legs = critical_legs(timeline, _start_of(timeline, last_step))
     apart = _heaps(legs, lambda span: span.rank)
     found = apart if len(apart) <= most else _heaps(legs, lambda span: -1)
     labels = {c.rank: c.label for c in timeline.classes}
     return [_stretch(key, heap, labels) for key, heap in found.items()]
+
+
+def _start_of(timeline: Timeline, last_step: bool) -> float | None:
+    """When the step before the last ended, of those that ask for the last alone."""
+    ends = step_ends(timeline) if last_step else []
+    return ends[-2] if len(ends) > 1 else None
+
+
+def _between(start_s: float, end_s: float, whole_s: float) -> str:
+    """Two moments of `whole_s` seconds, told apart where they are a thousandth of these apart: `12.63 - 12.78 s`."""
+    unit, scale = next(((unit, s) for unit, s in (("s", 1.0), ("ms", 1e-3)) if whole_s >= s), ("us", 1e-6))
+    places = max(0, 3 - math.floor(math.log10(whole_s / scale)))
+    return f"{start_s / scale:,.{places}f} - {end_s / scale:,.{places}f} {unit}"
 
 
 def _heaps(legs: Sequence[Leg], place: Callable[[Span], int]) -> dict[Key, _Heap]:
@@ -144,7 +156,7 @@ def _where(seconds_on: dict[int, float], labels: dict[int, str]) -> str:
 
 def critical_path_table(timeline: Timeline, most: int = 14, *, last_step: bool = False) -> Table:
     """The critical path as a table: what the step waits for, how long in all, when, and on whom. Rows add up to the
-    last."""
+    last, and moments count from the start of the step."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in ("for", "share"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -155,11 +167,12 @@ def critical_path_table(timeline: Timeline, most: int = 14, *, last_step: bool =
     total = sum(row.busy_s + row.waited_s for row in rows)
     if not total:
         return table
+    start_s = _start_of(timeline, last_step) or 0.0
     short = [row for row in rows if row.busy_s + row.waited_s < _LEAST_SHARE * total]
     for row in rows:
         seconds = row.busy_s + row.waited_s
         if row not in short:
-            between = f"{human_seconds(row.start_s)} - {human_seconds(row.end_s)}"
+            between = _between(row.start_s - start_s, row.end_s - start_s, total)
             table.add_row(human_seconds(seconds), percent(seconds / total), row.what, between, row.where)
     if short:
         seconds = sum(row.busy_s + row.waited_s for row in short)

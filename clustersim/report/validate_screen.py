@@ -19,6 +19,7 @@ from clustersim.validate.score import Scored
 
 # One noisy source would fill the list of the worst rows.
 _OF_ONE = 3
+_MEMORY = "Memory of the fullest device, and whether layouts that ran are called feasible"
 
 
 def scoreboard_screen(scores: Sequence[Scores], *, worst: int = 10) -> Group:
@@ -29,7 +30,7 @@ def scoreboard_screen(scores: Sequence[Scores], *, worst: int = 10) -> Group:
             parts.append(hanging([("*", f"{found.name}: profiles learned from it {found.family.learned}")]))
     for title, table in (
         ("Rankings: groups of one model, cluster and batch with at least four layouts", _rankings(scores)),
-        ("Memory of the fullest device, and whether layouts that ran are called feasible", _memory(scores)),
+        (_MEMORY, _memory(scores)),
         ("Rows that are no case", _unmapped(scores)),
     ):
         if table is not None:
@@ -61,6 +62,14 @@ def rows_screen(found: Scores, width: int) -> Group:
     if any(each.outside for each in found.scored):
         notes.append(("!", "outside of what the profiles or the validated runs cover; --json says in what"))
     notes += [("?", f"assumed, {line_words(lines)}: {what}") for what, lines in _assumed(found)]
+    beyond = _beyond(found)
+    if beyond:
+        these, ran = ("1 row does", "it") if len(beyond) == 1 else (f"{len(beyond)} rows do", "they")
+        most = percent(1.0 - min(each.headroom for each in beyond))
+        at = line_words(sorted(each.case.line for each in beyond))
+        notes.append(
+            ("memory:", f"{these} not fit by prediction, though {ran} ran (up to {most} of the device's memory): {at}")
+        )
     if notes:
         parts += [Text(), hanging(notes)]
     if found.unmapped:
@@ -69,7 +78,14 @@ def rows_screen(found: Scores, width: int) -> Group:
         parts.append(hanging(told, right=True))
     if found.scored:
         parts += [Text(), _errors([found])]
+    if found.memory is not None and found.memory.errors is not None:
+        parts += [Text(), Text(_MEMORY, style="bold"), _memory([found]) or Text()]
     return Group(*parts, *_outside([found]))
+
+
+def _beyond(found: Scores) -> list[Scored]:
+    """Rows that do not fit by prediction, though all that their layouts have was on the devices when they ran."""
+    return [each for each in found.scored if not each.fits and not each.case.kept_elsewhere]
 
 
 def _assumed(found: Scores) -> list[tuple[str, tuple[int, ...]]]:

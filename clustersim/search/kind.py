@@ -5,7 +5,7 @@ from __future__ import annotations
 from clustersim.hardware.calibration import Calibration, find_calibration
 from clustersim.hardware.cost import DeviceCosts, device_costs
 from clustersim.hardware.framework import Framework
-from clustersim.hardware.intervals import Feature, Interval, Kind, Outside, load_intervals
+from clustersim.hardware.intervals import Feature, Interval, Kind, Outside, left_out_spread, load_intervals
 from clustersim.layout.layout import Layout, family
 from clustersim.program.program import Program
 from clustersim.scenario.question import Question
@@ -34,7 +34,8 @@ def _layers_of(framework: Framework) -> Feature:
 
 
 def interval_of(question: Question) -> Interval:
-    """The 90 % interval of a step time on the cluster of `question`, relative to the predicted one."""
+    """The 90 % interval of a step time on the cluster of `question`, relative to the predicted one. That of a
+    calibration counts where it has rows of this kind."""
     return load_intervals().interval(kind_of(question), _calibration(question))
 
 
@@ -59,25 +60,36 @@ def outside_of(
     """In what a prediction leaves what was measured or validated. O(distinct kernels)."""
     known = load_intervals()
     kind = kind_of(question)
-    calibrated = _calibration(question) is not None
+    calibration = _calibration(question)
+    known_here = calibration is not None and left_out_spread(calibration, kind) is not None
     capacity = min(m.device.memory_bytes for m in question.cluster.workers if m.device is not None)
     tests = {
         Outside.roofline_device: kind[0] == "roofline kernels",
         Outside.few_measured_kernels: kind[0] != "roofline kernels" and coverage < _MEASURED,
         Outside.extrapolated_kernels: _extrapolated(question, program) > _EXTRAPOLATED,
         Outside.unmeasured_collectives: _unmeasured_collectives(question, layout, program),
-        Outside.estimated_framework: not calibrated and _estimated(question.framework),
-        Outside.unvalidated_kind: not calibrated and len(known.band(kind).kind) == 1,
+        Outside.estimated_framework: _estimated(question.framework, calibration),
+        Outside.calibrated_on_one_node: "several nodes" in kind and _all_on(calibration, several_nodes=False),
+        Outside.calibrated_on_several_nodes: "one node" in kind and _all_on(calibration, several_nodes=True),
+        Outside.unvalidated_kind: not known_here and len(known.band(kind).kind) == 1,
         Outside.unvalidated_scheme: not set(schemes_of(layout)) <= set(known.schemes),
         Outside.more_ranks: question.cluster.devices > known.most_ranks,
-        Outside.memory_nearly_full: memory_bytes > _NEARLY_FULL * capacity,
+        Outside.memory_nearly_full: _NEARLY_FULL * capacity < memory_bytes <= capacity,
+        Outside.memory_beyond: memory_bytes > capacity,
     }
     return tuple(reason for reason, holds in tests.items() if holds)
 
 
-def _estimated(framework: Framework) -> bool:
+def _estimated(framework: Framework, calibration: Calibration | None) -> bool:
     """Whether nobody measured or fitted the host's times, which rule small models."""
-    return framework.calibrated.get("host", framework.provenance).method == "estimate"
+    constants = () if calibration is None else calibration.constants
+    fitted = any(each.name.startswith("host.") and each.status == "fitted" for each in constants)
+    return not fitted and framework.calibrated.get("host", framework.provenance).method == "estimate"
+
+
+def _all_on(calibration: Calibration | None, *, several_nodes: bool) -> bool:
+    """Whether all that a calibration learned from ran on several nodes, or all on one."""
+    return calibration is not None and not calibration.left_out(several_nodes=not several_nodes)
 
 
 def _costs(question: Question) -> list[DeviceCosts]:

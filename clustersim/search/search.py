@@ -44,10 +44,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Progress = Callable[[str], None]
 
-# A what-if needs the new winner, not a ranking: this many layouts are simulated for each, and today's winner.
-_WHAT_IF_SIMULATIONS = 1
 # Families are compared by simulation: the best by estimate need not be the best.
 _OF_EVERY_FAMILY = 3
+# A what-if needs the new winner, not a ranking: the best of every family is simulated, today's winner, and the rest of
+# what a plan would simulate while all of them have no more ops (`_work_of`) than this: half a second or so.
+_WHAT_IF_WORK = 6000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,18 +63,18 @@ class Survey:
     infeasible: dict[str, int]
     score: Floats
 
-    def best_rows(self, count: int, *, every_family: bool) -> list[int]:
-        """The rows to simulate: the best scheme of each division and family, by score, `count` of them, and (on
-        request) the best few of every family in any case."""
+    def best_rows(self, count: int, *, of_every_family: int) -> list[int]:
+        """The rows to simulate: the best scheme of each division and family, by score, `count` of them, and so many of
+        every family in any case."""
         order = self.feasible[np.argsort(self.score[self.feasible], kind="stable")]
         families = self.space.family_of()
         keys = self.space.division[order] * len(FAMILIES) + families[order]
         _, first = np.unique(keys, return_index=True)
         unique = order[np.sort(first)]
         rows = [int(row) for row in unique[:count]]
-        for index in range(len(FAMILIES)) if every_family else ():
+        for index in range(len(FAMILIES)):
             of_family = unique[families[unique] == index]
-            rows += [int(row) for row in of_family[:_OF_EVERY_FAMILY] if int(row) not in rows]
+            rows += [int(row) for row in of_family[:of_every_family] if int(row) not in rows]
         return rows
 
 
@@ -281,7 +282,7 @@ def make_plan(question: Question, *, progress: Progress = lambda _: None, worker
     started = time.monotonic()
     progress("estimating every legal layout")
     found = survey(question)
-    rows = found.best_rows(question.scenario.search.simulate, every_family=True)
+    rows = found.best_rows(question.scenario.search.simulate, of_every_family=_OF_EVERY_FAMILY)
     variants = [
         (entry, _survey_or_none(with_settings(question.scenario, entry))) for entry in question.scenario.what_if
     ]
@@ -345,8 +346,14 @@ def _cpus() -> int:
 
 
 def _what_if_rows(other: Survey, winner: Candidate) -> list[int]:
-    """What to simulate for a what-if: the best few by estimate, and today's winner, if it is still there."""
-    rows = other.best_rows(_WHAT_IF_SIMULATIONS, every_family=False)
+    """What to simulate for a what-if: the best of every family by estimate, what else a plan of it would simulate as
+    long as that is little work, and today's winner, if it is still there."""
+    rows = other.best_rows(0, of_every_family=1)
+    work = sum(_work_of(other, row) for row in rows)
+    for row in other.best_rows(other.question.scenario.search.simulate, of_every_family=_OF_EVERY_FAMILY):
+        if row not in rows:
+            work += _work_of(other, row)
+            rows += [row] if work <= _WHAT_IF_WORK else []
     same = other.space.row_of(winner.layout)
     return rows if same is None or same in rows or same not in other.feasible else [*rows, same]
 

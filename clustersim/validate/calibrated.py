@@ -24,7 +24,7 @@ from clustersim.search.search import choices_of
 from clustersim.validate.case import Case, Unmapped
 from clustersim.validate.configurations import Repeats, configuration, repeats, spread_out
 from clustersim.validate.family import Family, Rows
-from clustersim.validate.score import Scored, score
+from clustersim.validate.score import Scored, illegal, score
 from clustersim.validate.scoreboard import Summary, summary
 
 # Sources of so many rows or fewer are scored by leaving one configuration out at a time.
@@ -78,7 +78,7 @@ def step_of(case: Case) -> Step | Unmapped:
         asked = question(case.scenario, case.id, calibrated=False)
         space = layouts(asked.workload, asked.cluster, asked.framework, choices_of(asked))
         if not len(space):
-            raise ClustersimError("the layout is not legal here")
+            raise illegal(asked)
         best = int(np.argmin(estimate(asked.workload, space, asked.cluster, asked.framework).step_s))
     except ClustersimError as error:
         return Unmapped(id=case.id, line=case.line, reason=str(error).removeprefix(f"{case.id}: "))

@@ -18,7 +18,8 @@ from clustersim.validate.case import Unmapped
 from clustersim.validate.collective_answer import Asked, answer, cluster_of, spreads
 from clustersim.validate.point import Point, Points, named_in, source_of
 from clustersim.validate.rows import Missing, Row, first_match
-from clustersim.validate.training_rows import NODES, cards_of
+from clustersim.validate.training_rows import cards_of
+from clustersim.validate.words import NODES
 
 KINDS: dict[str, CollectiveKind] = {
     r"^all_?reduce$": "all_reduce",

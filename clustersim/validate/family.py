@@ -95,8 +95,8 @@ def rows_in(path: Path, defaults: Mapping[str, str], *, name: str | None = None)
     columns, rows = read_rows(path, defaults)
     if not is_training((*columns, *defaults)):
         raise InputError(
-            f"{path}:1: the columns are of no known format; training steps have gpus, gbs, hidden and layers, and a "
-            "column of times (docs/validation.md)"
+            f"{path}:1: the columns are of no known format; training steps have gpus, gbs, hidden and layers (or "
+            "preset), and a column of times (docs/validation.md)"
         )
     found = [training_case(row) for row in rows]
     return Rows(

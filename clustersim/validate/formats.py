@@ -19,6 +19,8 @@ _POINTS: tuple[tuple[Callable[[Sequence[str]], bool], _Reader], ...] = (
     (image_rows.is_images, image_rows.image_points),
     (microbench_rows.is_microbench, microbench_rows.microbench_points),
 )
+# Of measurements that are no training steps.
+_OTHER_TIMES = ("time_s", "time_us", "latency_us", "images_per_s", "value")
 # Every column that some format reads.
 KNOWN = frozenset().union(
     training_rows.COLUMNS, collective_rows.COLUMNS, sync_rows.COLUMNS, image_rows.COLUMNS, microbench_rows.COLUMNS
@@ -42,12 +44,13 @@ def read_cases(path: Path, defaults: Mapping[str, str], *, name: str | None = No
 
 def _lacking(columns: Sequence[str]) -> str:
     """What stands between the columns and a format, or that nothing there is a measurement."""
-    times = {"sec_per_iter", "iteration_ms", "time_s", "time_us", "latency_us", "images_per_s", "value", "tokens_per_s"}
+    times = {*training_rows.TIMES, *_OTHER_TIMES}
     if not times & set(columns):
         return f"none holds a measured time or rate ({', '.join(sorted(times))}, ...): there is nothing to score"
     lacking = training_rows.lacking(columns)
-    if 0 < len(lacking) <= 2:
-        return f"for training steps it lacks {' and '.join(lacking)}"
+    if 0 < len(lacking) <= 2 or set(training_rows.TIMES) & set(columns):
+        instead = " (or preset in place of hidden and layers)" if {"hidden", "layers"} & set(lacking) else ""
+        return f"for training steps it lacks {', '.join(lacking)}{instead}"
     return "training steps have gpus, gbs, hidden and layers; collectives have collective, size_bytes and ranks"
 
 

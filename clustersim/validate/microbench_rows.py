@@ -14,7 +14,7 @@ from clustersim.hardware.kernel import Dtype, Gemm, Memory, MemoryOp
 from clustersim.hardware.load import load_link
 from clustersim.validate.point import Point, Points, Unit, each_point, named_in, source_of
 from clustersim.validate.rows import Missing, Row, first_match
-from clustersim.validate.training_rows import NODES
+from clustersim.validate.words import NODES
 
 COLUMNS = frozenset({"id", "system", "gpu", "test", "params", "value", "unit", "notes", "source", "repo"})
 _DEVICES = {

@@ -17,6 +17,8 @@ _MOST = 10_000_000
 # Of the separators that spreadsheets write for a comma.
 _SEPARATORS = {";": "semicolons", "\t": "tabs"}
 _TOLD = 40
+# Of columns whose words follow a form.
+_EXAMPLES = {"inter_node": "8x200Gb/s InfiniBand"}
 
 
 class Missing(Exception):
@@ -39,7 +41,8 @@ class Row:
         """The cell or its default; Missing where there is neither."""
         found = self.text(column)
         if found is None:
-            raise Missing(f"{column} is not stated; fill it with --defaults")
+            example = f", e.g. {column}: {_EXAMPLES[column]}" if column in _EXAMPLES else ""
+            raise Missing(f"{column} is not stated; fill it with --defaults{example}")
         return found
 
     def number(self, column: str) -> float | None:

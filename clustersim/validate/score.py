@@ -15,6 +15,7 @@ from clustersim.errors import ClustersimError
 from clustersim.estimate.estimate import estimate
 from clustersim.hardware.framework import Framework
 from clustersim.hardware.intervals import Kind, Outside
+from clustersim.layout.illegal import why_illegal
 from clustersim.layout.layout import Layout, describe
 from clustersim.layout.memory import footprint
 from clustersim.layout.space import layouts
@@ -26,6 +27,9 @@ from clustersim.search.search import choices_of
 from clustersim.simulate.simulate import simulate
 from clustersim.validate.case import Case, Unmapped
 from clustersim.validate.memory import DeviceUse
+
+# Where keys of a layout have another name in files of rows.
+_COLUMNS = {"micro_batch": "mbs", "virtual_stages": "vpp", "sequence_parallel": "sp", "sharded_stage": "shard"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ def asked(case: Case, *, calibrated: bool = False) -> tuple[Question, Layout, De
     found = question(case.scenario, case.id, calibrated=calibrated)
     space = layouts(found.workload, found.cluster, found.framework, choices_of(found))
     if not len(space):
-        raise ClustersimError("the layout is not legal here")
+        raise illegal(found)
     estimated = estimate(found.workload, space, found.cluster, found.framework)
     capacity = min(m.device.memory_bytes for m in found.cluster.workers if m.device is not None)
     held = footprint(found.workload, space, found.framework)
@@ -75,6 +79,24 @@ def asked(case: Case, *, calibrated: bool = False) -> tuple[Question, Layout, De
     row = int(np.argmin(np.where(fits | ~fits.any(), estimated.step_s, np.inf)))
     memory = DeviceUse.of(held, row, capacity)
     return found, space.layout(row), memory, float(estimated.coverage[row])
+
+
+def illegal(found: Question) -> ClustersimError:
+    """Why the layout of a row is not legal: the column to blame, and the equation that it breaks."""
+    choices, batch = choices_of(found), found.workload.training.global_batch
+    dp, size = choices.dp or 1, choices.micro_batch or 1
+    # Rows fix all degrees, so that none of them can be blamed for what several break together.
+    if batch < dp or -(-batch // dp) < size:
+        rest = f"tp {choices.tp or 1} * pp {choices.pp or 1} * cp {choices.cp or 1}"
+        why = f"gbs = {batch} has fewer samples than dp {dp} * mbs {size}; dp = gpus {found.cluster.devices} / ({rest})"
+    elif (choices.sharded_stage or 1) > 1 and (choices.pp or 1) > 1:
+        why = f"shard = ZeRO-{choices.sharded_stage}: only ZeRO-1 has a pipeline, and pp = {choices.pp}"
+    elif (wrong := why_illegal(found.workload, found.cluster, found.framework, choices)) is not None:
+        # What to write instead is said for searches; a row tells what ran.
+        why = f"{_COLUMNS.get(wrong[0], wrong[0])} = {wrong[1].partition('; write ')[0]}"
+    else:
+        why = "no one of its degrees is to blame alone"
+    return ClustersimError(f"the layout is not legal here: {why}")
 
 
 def score(
@@ -90,11 +112,13 @@ def score(
     except ClustersimError as error:
         return Unmapped(id=case.id, line=case.line, reason=str(error).removeprefix(f"{case.id}: "))
     interval = interval_of(found)
+    # What the run kept elsewhere is not known to be on the device.
+    kept = 0.0 if case.kept_elsewhere else memory.needed
     return Scored(
         case=case, layout=describe(layout), predicted_s=step, low_s=step * interval.low, high_s=step * interval.high,
         coverage=coverage, predicted_bytes=memory.at(case.memory_level), fits=memory.fits, headroom=memory.headroom,
         kind=kind_of(found),
-        outside=outside_of(found, layout, program, memory_bytes=memory.needed, coverage=coverage),
+        outside=outside_of(found, layout, program, memory_bytes=kept, coverage=coverage),
         devices=tuple(machine.device.name for machine in found.cluster.workers if machine.device is not None),
         schemes=schemes_of(layout), ranks=found.cluster.devices,
     )  # fmt: skip

@@ -16,68 +16,17 @@ from clustersim.errors import ClustersimError
 from clustersim.hardware.load import load_framework
 from clustersim.validate.case import Case, MemoryLevel, Unmapped
 from clustersim.validate.rows import Missing, Row, first_match
+from clustersim.validate.words import (
+    DEVICES,
+    FRAMEWORKS,
+    GRADIENTS,
+    NODES,
+    PRECISIONS,
+    RECOMPUTE,
+    SHARDING,
+    known,
+)  # fmt: skip
 
-# Device profiles by how sources write them; "" has none.
-DEVICES = {
-    r"L40S": "l40s",
-    # Other chips, clocks or wires than those of the boards with NVLink.
-    r"PCIe|NVL\b|\bG[HB]\d": "",
-    r"H100.*(HBM2e|96 ?GB)": "h100-sxm-96g",
-    r"A100.*80 ?GB": "a100-sxm-80g",
-    r"A100.*40 ?GB": "a100-sxm-40g",
-    r"H100": "h100-sxm",
-    r"H200": "h200-sxm",
-    r"\bB200": "b200",
-    r"V100.*32 ?GB": "v100-sxm2-32g",
-    r"V100.*16 ?GB": "v100-sxm2-16g",
-}
-# The node profile that has a device's interconnect, PCIe and host; its network is overridden where a row states one.
-NODES = {
-    "a100-sxm-80g": "dgx-a100-80g",
-    "a100-sxm-40g": "dgx-a100-40g",
-    "h100-sxm": "hgx-h100",
-    "h100-sxm-96g": "hgx-h100",
-    "h200-sxm": "hgx-h200",
-    "b200": "hgx-b200",
-    "v100-sxm2-32g": "dgx-1-v100",
-    "v100-sxm2-16g": "dgx-1-v100",
-    "l40s": "pcie-l40s-8",
-}
-FRAMEWORKS = {
-    # Frozen weights, and loops that are none of the profiles'.
-    r"LoRA|HF Trainer|Hugging": "",
-    r"llm-foundry|Composer": "llm-foundry",
-    r"torchtitan.*compile": "torchtitan-compile",
-    r"torchtitan": "torchtitan",
-    r"FSDP": "torch-fsdp",
-    r"DDP": "torch-ddp",
-    r"NeMo|Megatron-Bridge": "nemo",
-    r"Megatron-Core|Megatron-LM core": "megatron-core",
-    r"DeepSpeed.*LAUNCH_BLOCKING": "megatron-deepspeed-blocking",
-    r"DeepSpeed": "megatron-deepspeed",
-    r"Megatron": "megatron-lm",
-    r"clustersim": "clustersim",
-}
-PRECISIONS = {
-    r"fp8|float8": "fp8",
-    r"bf16|bfloat16": "bf16",
-    r"fp16|half|amp|mixed": "fp16",
-    r"tf32": "tf32",
-    r"fp32|float32|single": "fp32",
-}
-RECOMPUTE = {
-    r"^full|^yes|^true|^on\b|every layer": "full",
-    r"^selective|attention core": "selective",
-    r"^none|^no\b|^off\b|^false|^0$": "none",
-}
-# Composer's names of FSDP's mixed precisions, in capitals.
-_GRADIENTS = {r"(?-i:\bDEFAULT\b)": "fp32", r"(?-i:\bPURE\b)": "bf16"}
-SHARDING = {
-    r"zero-?3|FULL_SHARD|^FSDP": "3",
-    r"zero-?2|SHARD_GRAD_OP": "2",
-    r"zero-?1|distributed optimizer": "1",
-    r"^none|DDP|^0$": "0",
-}
 # A network as text: so many cards of a rate in Gb/s, and what they are.
 _CARDS = re.compile(r"(\d+) ?[x×] ?(\d+(?:\.\d+)?) ?Gb/s", re.IGNORECASE)
 _HFIS = re.compile(r"(\d+(?:\.\d+)?) ?Gb/s.*?(\d+) (?:HFI|NIC|card|HCA|port)s? per node", re.IGNORECASE)
@@ -102,13 +51,16 @@ _MOST_LAYERS = 10_000
 # Devlin et al. (2018): 15 % of the tokens are masked, and predicted.
 _MASKED = 0.15
 _REQUIRED = ("gpus", "gbs", "hidden", "layers")
+# A preset stands for these.
+_DIMENSIONS = ("hidden", "layers")
+# The columns of what was measured.
+TIMES = ("iteration_ms", "sec_per_iter", "tokens_per_s", "tokens_per_s_per_gpu", "samples_per_s", "tflops_per_gpu")
 # Every column that is read; what a file has besides is left alone.
 COLUMNS = frozenset({
     "id", "quality", "gpu", "node", "gpus", "gpus_per_node", "inter_node", "fabric", "framework", "family", "preset",
     "model", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "pad_vocab", "dropout",
     "seq_len", "gbs", "mbs", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "shard", "recompute", "precision", "gradient",
-    "attn_impl", "intra_node", "notes", "lengths", "predicted", "iteration_ms", "sec_per_iter", "tokens_per_s",
-    "tokens_per_s_per_gpu", "samples_per_s", "tflops_per_gpu", "tflops_kind", "params_b", "mem_gb", "mem_unit",
+    "attn_impl", "intra_node", "notes", "lengths", "predicted", *TIMES, "tflops_kind", "params_b", "mem_gb", "mem_unit",
     "mem_level", "kept_elsewhere",
 })  # fmt: skip
 
@@ -120,7 +72,8 @@ def is_training(columns: tuple[str, ...]) -> bool:
 
 def lacking(columns: Sequence[str]) -> list[str]:
     """The columns that make a file one of training steps, and are not among these."""
-    return [name for name in _REQUIRED if name not in columns]
+    instead = _DIMENSIONS if "preset" in columns else ()
+    return [name for name in _REQUIRED if name not in columns and name not in instead]
 
 
 def training_case(row: Row) -> Case | Unmapped:
@@ -152,7 +105,7 @@ def _measured_s(row: Row) -> float:
             rate = samples * row.required_count("seq_len")
         seconds = tokens / rate if rate else _from_flops(row)
     if seconds is None:
-        raise Missing("no time: needs iteration_ms, sec_per_iter, tokens_per_s, tokens_per_s_per_gpu or samples_per_s")
+        raise Missing(f"no time: needs one of {', '.join(TIMES)}")
     return seconds
 
 
@@ -183,9 +136,9 @@ def _framework(row: Row) -> str:
     """The framework's profile, where it does what the row says it did."""
     if re.match(r"PyTorch \d", row.required("framework")):
         # A loop of its own: what wraps the model says how gradients are summed.
-        found = "torch-fsdp" if _known(row, "shard", SHARDING) == "3" else "torch-ddp"
+        found = "torch-fsdp" if known(row, "shard", SHARDING) == "3" else "torch-ddp"
     else:
-        found = _known(row, "framework", FRAMEWORKS)
+        found = known(row, "framework", FRAMEWORKS)
     if found == "megatron-lm" and _later(row):
         found = "megatron-core"
     if found == "torchtitan" and re.search(r"torch\.compile", row.text("notes") or ""):
@@ -219,17 +172,9 @@ def _memory_level(row: Row) -> MemoryLevel:
             raise Missing(f"mem_level = {other!r} is none of allocated, reserved and used")
 
 
-def _known(row: Row, column: str, table: dict[str, str]) -> str:
-    text = row.required(column)
-    found = first_match(text, table)
-    if not found:
-        raise Missing(f"{column} = {text!r} has no profile; known are {', '.join(sorted(set(table.values()) - {''}))}")
-    return found
-
-
 def _scenario(row: Row, name: str) -> dict[str, Any]:
     framework = _framework(row)
-    precision = _known(row, "precision", PRECISIONS)
+    precision = known(row, "precision", PRECISIONS)
     training: dict[str, Any] = {
         "global_batch": row.required_count("gbs"), "sequence": row.required_count("seq_len"), "precision": precision,
     }  # fmt: skip
@@ -312,7 +257,7 @@ def _model(row: Row) -> dict[str, Any] | str:
 def _nodes(row: Row) -> dict[str, Any]:
     gpus = row.required_count("gpus")
     named = row.text("node")
-    device = _known(row, "gpu", DEVICES) if named is None else None
+    device = known(row, "gpu", DEVICES) if named is None else None
     profile = named or NODES[device or ""]
     inside = row.text("intra_node") or ""
     if re.search("PCIe", inside, re.IGNORECASE) and "pcie" not in profile and "NVLink" not in inside:
@@ -349,13 +294,14 @@ def cards_of(text: str, per_node: int = 8) -> dict[str, Any]:
     for (speed, pattern), link in _CARD_LINKS.items():
         if speed == rate and re.search(pattern, text, re.IGNORECASE):
             return {"count": count, "link": link}
-    raise Missing(f"inter_node = {text!r}: no link profile of {rate:g} Gb/s")
+    known_rates = ", ".join(str(speed) for speed in sorted({speed for speed, _ in _CARD_LINKS}))
+    raise Missing(f"inter_node = {text!r}: no link profile of {rate:g} Gb/s; known are {known_rates}")
 
 
 def _layout(row: Row, framework: str) -> dict[str, Any]:
     tp, pp = row.required_count("tp"), row.required_count("pp")
     virtual = row.count("vpp") or 1
-    recompute = _known(row, "recompute", RECOMPUTE)
+    recompute = known(row, "recompute", RECOMPUTE)
     layout: dict[str, Any] = {
         "tp": tp, "pp": pp, "micro_batch": row.required_count("mbs"), "virtual_stages": virtual,
         "schedule": "interleaved" if virtual > 1 else "1f1b", "recompute": recompute, "order": "tp-dp-pp",
@@ -364,14 +310,11 @@ def _layout(row: Row, framework: str) -> dict[str, Any]:
     if pp > 1:
         # What the frameworks of these rows do unless told otherwise; a balanced split is clustersim's own proposal.
         layout["boundaries"] = "even"
-    for degree in ("dp", "cp", "ep"):
-        found = row.count(degree)
-        if found is not None and (degree == "dp" or found > 1):
-            layout[degree] = found
-    gradient = row.text("gradient") or first_match(row.text("precision") or "", _GRADIENTS)
+    layout |= _degrees(row, tp, pp)
+    gradient = row.text("gradient") or first_match(row.text("precision") or "", GRADIENTS)
     if gradient is not None:
         layout["gradient"] = gradient
-    stage = int(_known(row, "shard", SHARDING))
+    stage = int(known(row, "shard", SHARDING))
     replicas = row.required_count("gpus") // (tp * pp)
     _plain_sharding(row, replicas)
     if replicas == 1 or stage == 0:
@@ -379,6 +322,20 @@ def _layout(row: Row, framework: str) -> dict[str, Any]:
     else:
         layout |= {"sync": "sharded", "sharded_stage": stage}
     return layout
+
+
+def _degrees(row: Row, tp: int, pp: int) -> dict[str, int]:
+    """The other degrees: cp and ep that are not stated are 1, dp is what the GPUs leave. Missing where the product of
+    all is not the number of GPUs."""
+    gpus = row.required_count("gpus")
+    cp, ep = (1 if row.text(name) is None else row.required_count(name) for name in ("cp", "ep"))
+    dp = gpus // (tp * pp * cp) if row.text("dp") is None else row.required_count("dp")
+    if dp * cp * tp * pp != gpus:
+        unsaid = "; cp that is not stated is 1" if row.text("cp") is None else ""
+        stated = f" * dp {dp} = {dp * cp * tp * pp}" if row.text("dp") is not None else f" = {cp * tp * pp}"
+        wrong = "is not" if row.text("dp") is not None else "is no multiple of"
+        raise Missing(f"gpus = {gpus} {wrong} tp {tp} * pp {pp} * cp {cp}{stated}{unsaid}")
+    return {"dp": dp, "cp": cp, "ep": ep}
 
 
 def _plain_sharding(row: Row, replicas: int) -> None:
